@@ -1,0 +1,24 @@
+# Each target is a line or two that a conda user can type instead (leave out $(BIN)/).
+PROFILE ?= quick
+PYTHON  ?= python3.11
+BIN     := .venv/bin
+
+.PHONY: install workbook test lab
+install: .venv/installed
+
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+workbook: install
+	$(BIN)/avbook workbook --profile $(PROFILE)
+
+test: install
+	$(BIN)/ruff check avbook tests
+	$(BIN)/nbdev_test --n_workers 2 --do_print
+	$(BIN)/pytest
+
+lab: install
+	$(BIN)/jupyter lab --notebook-dir nbs
