@@ -67,7 +67,7 @@ def restore_rng_state(
     torch.set_rng_state(state["torch"])
     n_gpus = torch.cuda.device_count()
     if len(state["cuda"]) != n_gpus:
-        _log.warning("the state holds the generators of %d GPUs, this machine has %d: a GPU's draws will differ",
+        _log.warning("the state holds the generators of %d GPUs, this machine has %d: its draws will differ",
                      len(state["cuda"]), n_gpus)
     for gpu,gpu_state in enumerate(state["cuda"][:n_gpus]): torch.cuda.set_rng_state(gpu_state, gpu)
 
@@ -181,7 +181,8 @@ def atomic_path(
 # %% ../nbs/0_core/00_repro.ipynb #24e39a9c
 PACKAGES = (
     "torch", "safetensors", "accelerate", "numpy", "scipy", "pandas", "av", "decord2", "librosa", "soundfile",
-    "pydantic", "pyyaml", "requests", "protobuf", "google-crc32c", "matplotlib", "pillow", "psutil", "tqdm", "typer")
+    "pydantic", "pyyaml", "requests", "protobuf", "google-crc32c", "matplotlib", "pillow", "psutil", "tqdm",
+    "typer")
 
 def _package_versions():
     found = {}
