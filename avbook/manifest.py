@@ -8,8 +8,10 @@ __all__ = ['DataFile', 'Expected', 'Card', 'CardError', 'card_names', 'load_card
 
 # %% ../nbs/0_core/01_manifest.ipynb #33f1f30e
 import difflib
+import gzip
 import json
 import logging
+import lzma
 import os
 import re
 import stat
@@ -300,6 +302,7 @@ def _unpack_tar(archive, folder):
         for member in tar:
             _refuse_escape(archive, member.name, member.isfile() or member.isdir())
             tar.extract(member, folder, filter="data")
+        while tar.fileobj.read(1 << 20): pass
 
 def _unpack_zip(archive, folder):
     with zipfile.ZipFile(archive) as archived:
@@ -310,11 +313,11 @@ def _unpack_zip(archive, folder):
 
 def _unpack(file, root):
     archive = root/file.path
-    unpack = _unpack_tar if tarfile.is_tarfile(archive) else _unpack_zip
     with atomic_path(root/file.unpack_to) as folder:
         folder.mkdir()
-        try: unpack(archive, folder)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        try: _unpack_tar(archive, folder) if tarfile.is_tarfile(archive) else _unpack_zip(archive, folder)
+        except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError,
+                RuntimeError) as error:
             raise ValueError(f"{archive} is not an archive that can be unpacked: {error}") from error
         n_files,n_bytes = _extent(folder)
         receipt = dict(archive=file.path, sha256=digest_file(archive), n_files=n_files, n_bytes=n_bytes)
