@@ -6,8 +6,8 @@
 __all__ = ['CLASSES', 'CLASS_NAMES', 'SOUNDS', 'polygon', 'flower', 'stripes', 'checks', 'rings', 'spokes', 'ramp', 'spots',
            'Voice', 'play_note', 'SpriteClass', 'rhythm', 'lay_notes', 'class_sound', 'play_music', 'SceneSpec',
            'stream', 'smooth_path', 'swell', 'Layout', 'deal_classes', 'lay_out', 'background', 'view_tile',
-           'cover_and_shade', 'paint_sprites', 'render_frames', 'SceneTruth', 'scene_truth', 'render_sound', 'Scene',
-           'render_scene']
+           'cover_and_shade', 'paint_sprites', 'render_frames', 'SceneTruth', 'may_sound', 'scene_truth',
+           'render_sound', 'Scene', 'render_scene']
 
 # %% ../nbs/0_core/04_scenes.ipynb #bf2e8731
 import math
@@ -165,8 +165,7 @@ def _check_name(name, value, known):
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
     raise ValueError(f"{name}: there is no {value!r}; {hint}")
 
-def _check_scene(spec):
-    "What no single number can be blamed for."
+def _check_scene(spec): # what no single number can be blamed for
     if len(spec.size) != 2 or not 1 <= spec.size[0]*spec.height <= spec.size[1]*spec.height <= spec.height:
         raise ValueError(f"size={spec.size}: two radii in shares of the height, rising, 1/{spec.height} to 1")
     if not spec.classes or len(set(spec.classes)) < len(spec.classes):
@@ -184,8 +183,7 @@ def _check_scene(spec):
 # %% ../nbs/0_core/04_scenes.ipynb #855734ba
 SOUNDS = ('relevant', 'absent', 'music', 'silent')
 
-def _to_plain(value):
-    "Numbers out of numpy, tuples out of lists, so that equal scenes print and compare alike."
+def _to_plain(value): # numbers out of numpy, tuples out of lists: equal scenes print and compare alike
     if isinstance(value, np.generic): return value.item()
     return tuple(value) if isinstance(value, list) else value
 
@@ -275,8 +273,7 @@ def deal_classes(
     packs = [rng.permutation(pack) for _ in range(1 + spec.n_sprites//len(pack))]
     return np.concatenate(packs)[:spec.n_sprites]
 
-def _place(spec, times, scale):
-    "Centres (frames, sprites, 2) and camera (frames, 2), in px."
+def _place(spec, times, scale): # centres (frames, sprites, 2) and camera (frames, 2), in px
     rng,n_sprites = stream(spec.seed, 'home'),spec.n_sprites
     cells = np.stack([rng.permutation(n_sprites) for _ in range(2)], 1)
     home = .1 + .8*(cells + rng.uniform(size=(n_sprites, 2)))/max(n_sprites, 1)
@@ -382,8 +379,7 @@ def paint_sprites(
     return canvas,left,visible.clip(0, 1) # single precision may add up to a little more
 
 # %% ../nbs/0_core/04_scenes.ipynb #ce7987c8
-def _pieces(spec, start, stop):
-    "Slices of frames, each of about four megabytes of paint."
+def _pieces(spec, start, stop): # slices of frames, each of about four megabytes of paint
     step = max(1, 2**20//(3*spec.height*spec.width))
     return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
 
@@ -422,23 +418,28 @@ class SceneTruth:
     @property
     def depth(self)->np.ndarray: return np.arange(len(self.classes)) # 0 is the nearest
 
-def _who_sounds(spec, layout, visible):
-    "Sprite, class and phase of the sound, each None or 0 where it has no meaning."
+def may_sound(
+    visible:np.ndarray, # (frames, sprites) share that is seen
+)->np.ndarray: # indices of sprites, rising
+    "The sprites in view enough to be the one that sounds."
+    seen = visible.mean(0)
+    return np.flatnonzero((seen > 0) & (seen >= seen.max(initial=0)/2))
+
+def _who_sounds(spec, layout, visible): # sprite, class and phase of the sound, where they have a meaning
     rng = stream(spec.seed, 'who', spec.take)
     if spec.sound == 'absent':
         known = [CLASS_NAMES.index(name) for name in spec.classes]
         index = int(rng.choice(np.setdiff1d(known, layout.classes)))
         return None,index,rng.uniform(0, CLASSES[index].period)
     if spec.sound != 'relevant': return None,None,0.
-    seen = visible.mean(0)
-    if not seen.any():
+    heard = may_sound(visible) if spec.sounding is None else [spec.sounding]
+    if not len(heard):
         raise ValueError(f"no sprite is ever in view for seed={spec.seed}: take another seed, or less pan")
-    sprite = int(rng.choice(np.flatnonzero(seen >= seen.max()/2))) if spec.sounding is None else spec.sounding
+    sprite = int(rng.choice(heard))
     return sprite,int(layout.classes[sprite]),float(layout.phase[sprite])
 
 @lru_cache(maxsize=64)
-def _visible(picture):
-    "Visible shares, kept for the many sound tracks of one picture."
+def _visible(picture): # kept for the many sound tracks of one picture
     layout = lay_out(picture)
     return np.concatenate([paint_sprites(layout, piece, picture.height, picture.width)[2]
                            for piece in _pieces(picture, 0, picture.n_frames)])
