@@ -182,14 +182,16 @@ _log = logging.getLogger("avbook.manifest")
 
 class DataMissing(FileNotFoundError): "Data that is not on this machine, or not all of it."
 
+def _label(card): return f"{card.name} (data_manifests/{card.name}.yaml)"
+
 def data_root(
     card:Card|str, # a card or its name
 )->Path: # absolute; perhaps not there yet
     "The dataset's folder: the card's name below `AVBOOK_DATA`."
     card,top = _as_card(card),os.environ.get("AVBOOK_DATA")
     if not top:
-        raise DataMissing(f"AVBOOK_DATA is not set: set it to the folder that holds the datasets, this one "
-                          f"in {card.name}/. How it is got: {card.how_to_get}")
+        raise DataMissing(f"{_label(card)}: AVBOOK_DATA is not set: set it to the folder of all datasets, "
+                          f"this one in {card.name}/. {card.how_to_get}")
     return Path(top).expanduser().resolve()/card.name
 
 # %% ../nbs/0_core/01_manifest.ipynb #594bbc54
@@ -273,8 +275,7 @@ def verify(
 def _missing(card, problems):
     first = "; ".join(f"{each.path} {each.wrong}" for each in problems[:3])
     more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return DataMissing(f"{card.name} (data_manifests/{card.name}.yaml) is not there, or not all of it: "
-                       f"{first}{more}. {card.how_to_get}")
+    return DataMissing(f"{_label(card)} is not there, or not all of it: {first}{more}. {card.how_to_get}")
 
 def require(
     card:Card|str, # a card or its name
