@@ -129,6 +129,8 @@ def sample_fixations(
     rest:float=.3,      # average length of a fixation, seconds
 )->np.ndarray: # (n_observers, frames, 2) x and y in px, whole numbers
     "Where each of some observers looks in every frame; in each frame they are a fair draw from its density."
+    if n_observers < 1 or not rest > 0 or not fps > 0:
+        raise ValueError(f"n_observers={n_observers}, fps={fps}, rest={rest}: each must be above 0")
     rng,n_frames,total = np.random.default_rng(seed),len(density),np.sum(density, (1, 2))
     if not (total > 0).all():
         raise ValueError(f"the density of frame {np.argmin(total > 0)} adds up to nothing")
@@ -362,7 +364,9 @@ def render_split(
     **scene,                     # numbers of SceneSpec other than BENCHMARK's
 )->TruthSplit:
     "A split of the benchmark, rendered if it is not there already."
-    n_scenes = SIZES[split] if n_scenes is None else n_scenes
+    n_scenes = SIZES.get(split, 1) if n_scenes is None else n_scenes
+    if n_scenes < 1 or not conditions:
+        raise ValueError(f"n_scenes={n_scenes}, conditions={conditions}: at least one of each")
     scenes = [[clip_spec(split, index, take, condition, model, **BENCHMARK|scene)
                for take,condition in enumerate(conditions)] for index in range(n_scenes)]
     source = [digest_file(str(package_files('avbook')/name)) for name in ('scenes.py', 'saliency/truth.py')]
