@@ -42,7 +42,6 @@ Table 3,Attend-Fusion No Attention,both,79.06,73.31,22
 """
 _UNITS = dict(gap=.01, f1=.01, parameters=1e6)   # printed in per cent, per cent and millions
 
-# %% ../../nbs/2_classification/20_paper.ipynb #41a3ecd7
 def published()->pd.DataFrame: # table, dataset, method, modality, metric, value
     "Every number of Tables 1 to 3: GAP and F1 from 0 to 1, parameters counted (printed in millions)."
     wide = pd.read_csv(StringIO(_PRINTED))
