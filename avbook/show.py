@@ -248,7 +248,7 @@ def style_table(
     is_best = best_cells(table, best, digits)
     bold = is_best.map({True: "font-weight: bold", False: ""}.get)
     styled = table.style.format(precision=digits, na_rep="–").apply(lambda _: bold, axis=None)
-    return styled.set_caption(caption).set_uuid(f"{pd.util.hash_pandas_object(table).sum():x}")
+    return styled.set_caption(caption).set_uuid(f"{pd.util.hash_pandas_object(table.round(digits)).sum():x}")
 
 # %% ../nbs/0_core/07_show.ipynb #ad6a80ec
 def _as_text(table, digits):

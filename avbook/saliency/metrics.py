@@ -17,6 +17,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from torch.linalg import vecdot
 from torch.nn import functional
 
 from ..show import COLOURS, Picture
@@ -24,53 +25,76 @@ from ..show import COLOURS, Picture
 # %% ../../nbs/1_saliency/13_metrics.ipynb #df8d86e9
 def _dtype(values):
     "The name of the values' type, such as float32."
-    if not isinstance(values, Tensor): values = np.asarray(values)
-    return str(values.dtype).removeprefix("torch.")
+    if isinstance(values, Tensor): return str(values.dtype).removeprefix("torch.")
+    return np.asarray(values).dtype.name
 
-def _rows(values, what):
-    "Finite numbers as float64 (n, pixels)."
+def _rows(values, what, first=0):
+    "Finite numbers as float64 (n, pixels); the first of them is number `first` in an error."
+    if not isinstance(values, Tensor): values = torch.from_numpy(np.require(values, np.float64, ["C", "W"]))
+    rows = values.double().reshape(-1, values.shape[-2]*values.shape[-1])
+    is_bad = ~torch.isfinite(rows.detach().sum(1))
+    if is_bad.any():
+        raise ValueError(f"{what} {first + int(is_bad.nonzero()[0])} holds NaN or infinite values")
+    return rows
+
+def _refuse_negative(rows, what, first, advice):
+    "Stop at a row that goes below zero."
+    least = rows.detach().amin(1)
+    if not (least < 0).any(): return
+    index = int((least < 0).nonzero()[0])
+    raise ValueError(f"{what} {first + index} goes down to {least[index].item():.3g}: {advice}")
+
+def _refuse_shape(values, what):
+    "Stop at what is no map nor a batch of them."
     if not re.match("bool|u?int|b?float", _dtype(values)):
         raise ValueError(f"{what} holds {_dtype(values)}, not numbers")
     if np.ndim(values) not in (2, 3) or 0 in np.shape(values)[-2:]:
         raise ValueError(f"{what} is {tuple(np.shape(values))}, not (height, width) or (n, height, width)")
-    if not isinstance(values, Tensor): values = torch.from_numpy(np.require(values, np.float64, ["C", "W"]))
-    rows = values.double().reshape(-1, values.shape[-2]*values.shape[-1])
-    bad = ~torch.isfinite(rows.detach().sum(1))
-    if bad.any(): raise ValueError(f"{what} {int(bad.nonzero()[0])} holds NaN or infinite values")
-    return rows
 
-def _refuse_negative(rows, what, advice):
-    least = rows.detach().amin(1)
-    if not (least < 0).any(): return
-    index = int((least < 0).nonzero()[0])
-    raise ValueError(f"{what} {index} goes down to {least[index].item():.3g}: {advice}")
+# %% ../../nbs/1_saliency/13_metrics.ipynb #f021fd5a
+_GROUP = 2**18 # pixels measured at a time: 2 MB of float64
 
-def _pair(saliency, truth, what):
-    "Both as (n, pixels) on the map's device, if they fit each other."
+def _per_map(
+    measure, # from maps and truths, (n, pixels) each, and the number of the first, to one value each (n,)
+    saliency, # predicted maps as the user gave them
+    truth, # densities or fixations as the user gave them
+    what # what the truth is called in an error
+):
+    "Measure every map, in the kind in which it was given: tensor, array or float."
     if np.shape(saliency) != np.shape(truth):
         raise ValueError(f"map is {tuple(np.shape(saliency))} but {what} is {tuple(np.shape(truth))}")
-    maps = _rows(saliency, "map")
-    truths = _rows(truth, what).to(maps.device)
-    _refuse_negative(truths, what, "it counts or weighs looks, which cannot be negative")
-    return maps, truths
-
-def _answer(values, saliency):
-    "One value per map in the kind of the map: tensor, array or float."
-    if np.ndim(saliency) == 2: values = values[0]
-    if isinstance(saliency, Tensor): return values
-    return values.item() if values.ndim == 0 else values.numpy()
+    for values,name in ((saliency, "map"), (truth, what)): _refuse_shape(values, name)
+    batch = [values if np.ndim(values) == 3 else values[None] for values in (saliency, truth)]
+    n_maps,height,width = batch[0].shape
+    step,found = max(1, _GROUP//(height*width)),[]
+    for first in range(0, max(n_maps, 1), step):
+        maps,truths = [_rows(values[first:first + step], name, first)
+                       for values,name in zip(batch, ("map", what), strict=True)]
+        _refuse_negative(truths, what, first, "what counts or weighs looks cannot be negative")
+        found.append(measure(maps, truths.to(maps.device), first))
+    found = torch.cat(found)
+    if not isinstance(saliency, Tensor): found = found.numpy()
+    if np.ndim(saliency) == 3: return found
+    return found[0] if isinstance(saliency, Tensor) else float(found[0])
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #ed457c8c
+def _is_flat(rows): return rows.amin(1) == rows.amax(1)
+
+def _deviations(rows):
+    "Each row minus its mean, exactly 0 in a flat one."
+    return rows - torch.where(_is_flat(rows), rows[:, 0], rows.mean(1))[:, None]
+
 def _stretched(rows):
-    "Each row from 0 to 1, a flat one all 0; and which rows are flat."
+    "Each row from 0 to 1, a flat one all 0."
     low = rows.amin(1, keepdim=True)
     spread = rows.amax(1, keepdim=True) - low
-    return (rows - low)/torch.where(spread > 0, spread, 1.), spread[:, 0] == 0
+    return (rows - low)/torch.where(spread > 0, spread, 1.)
 
 def _distribution(rows):
     "Each row scaled to sum to one; a row of zeros becomes uniform."
-    total = rows.sum(1, keepdim=True)
-    return torch.where(total > 0, rows/torch.where(total > 0, total, 1.), 1/rows.shape[1])
+    is_empty = rows.sum(1, keepdim=True) == 0
+    if is_empty.any(): rows = rows.masked_fill(is_empty, 1.)
+    return rows/rows.sum(1, keepdim=True)
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #f789abf5
 def cc(
@@ -78,12 +102,14 @@ def cc(
     density:np.ndarray|Tensor # where people looked, blurred, at least 0, any scale, same shape
 )->float|np.ndarray|Tensor: # one per map, from -1 to 1; 0 for a flat prediction, NaN for a flat density
     "Correlation of a predicted map with the density of looks."
-    maps,truths = _pair(saliency, density, "density")
-    (maps,_),(truths,is_unknown) = _stretched(maps),_stretched(truths)
-    maps,truths = [rows - rows.mean(1, keepdim=True) for rows in (maps, truths)]
-    scale = maps.square().sum(1)*truths.square().sum(1)
-    values = (maps*truths).sum(1)/torch.where(scale > 0, scale, 1.).sqrt()
-    return _answer(values.masked_fill(is_unknown, torch.nan), saliency)
+    return _per_map(_correlation, saliency, density, "density")
+
+def _correlation(maps, truths, _):
+    is_unknown = _is_flat(truths)
+    maps,truths = _deviations(maps),_deviations(truths)
+    scale = vecdot(maps, maps)*vecdot(truths, truths)
+    values = vecdot(maps, truths)/torch.where(scale > 0, scale, 1.).sqrt()
+    return values.masked_fill(is_unknown, torch.nan)
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #1f7826f7
 def sim(
@@ -92,12 +118,13 @@ def sim(
     stretch:bool=True # stretch both to [0, 1] first, as MIT's code does; else the map must be at least 0
 )->float|np.ndarray|Tensor: # one per map, from 0 to 1; NaN for an empty density
     "Mass that the predicted map and the density of looks have in common."
-    maps,truths = _pair(saliency, density, "density")
-    is_empty = truths.amax(1) == 0
-    if stretch: maps,truths = _stretched(maps)[0],_stretched(truths)[0]
-    else: _refuse_negative(maps, "map", "as a distribution it must be at least 0; or use stretch=True")
-    values = torch.minimum(_distribution(maps), _distribution(truths)).sum(1)
-    return _answer(values.masked_fill(is_empty, torch.nan), saliency)
+    def shared(maps, truths, first):
+        is_empty = truths.amax(1) == 0
+        if stretch: maps,truths = [rows - rows.amin(1, keepdim=True) for rows in (maps, truths)]
+        else: _refuse_negative(maps, "map", first, "a distribution is at least 0; or use stretch=True")
+        values = torch.minimum(_distribution(maps), _distribution(truths)).sum(1)
+        return values.masked_fill(is_empty, torch.nan)
+    return _per_map(shared, saliency, density, "density")
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #f83353f5
 EPSILON = np.finfo(np.float64).eps # MATLAB's eps
@@ -107,11 +134,13 @@ def kl_divergence(
     density:np.ndarray|Tensor # where people looked, at least 0, any scale, same shape
 )->float|np.ndarray|Tensor: # nats, one per map, at least 0; NaN for an empty density
     "Divergence of the predicted distribution from the density of looks."
-    maps,truths = _pair(saliency, density, "density")
-    _refuse_negative(maps, "map", "as a distribution it must be at least 0; give a sigmoid or softmax of it")
+    return _per_map(_divergence, saliency, density, "density")
+
+def _divergence(maps, truths, first):
+    _refuse_negative(maps, "map", first, "a distribution is at least 0; give a sigmoid or softmax of it")
     predicted,actual = _distribution(maps),_distribution(truths)
-    values = (actual*torch.log(EPSILON + actual/(predicted + EPSILON))).sum(1)
-    return _answer(values.masked_fill(truths.amax(1) == 0, torch.nan), saliency)
+    values = vecdot(actual, torch.log(EPSILON + actual/(predicted + EPSILON)))
+    return values.masked_fill(truths.amax(1) == 0, torch.nan)
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #905ffa5c
 def _looks(fixated, counts):
@@ -128,11 +157,11 @@ def nss(
     counts:bool=False # count every look at a pixel, not the pixel once
 )->float|np.ndarray|Tensor: # mean z-score where people looked, one per map; NaN without a fixation
     "Normalised scanpath saliency."
-    maps,looks = _pair(saliency, _looks(fixated, counts), "fixations")
-    maps,is_flat = _stretched(maps)
-    spread = torch.where(is_flat, 1., maps.std(1, correction=ddof))
-    values = ((maps - maps.mean(1, keepdim=True))*looks).sum(1)/looks.sum(1)/spread
-    return _answer(values, saliency)
+    def standardised(maps, looks, _):
+        maps = _deviations(maps)
+        variance = vecdot(maps, maps)/(maps.shape[1] - ddof)
+        return vecdot(maps, looks)/looks.sum(1)/torch.where(variance > 0, variance, 1.).sqrt()
+    return _per_map(standardised, saliency, _looks(fixated, counts), "fixations")
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #08883920
 def _ascending(rows):
@@ -156,7 +185,7 @@ def _false_alarms(rows, values, n_fixated, ties):
     "Share of the pixels nobody looked at that reach each value, as the way of handling ties counts them."
     n_pixels,ordered = rows.shape[1],_ascending(rows)
     n_reach = n_pixels - torch.searchsorted(ordered, values)
-    rank = torch.arange(1, values.shape[1] + 1, device=rows.device)
+    rank = torch.arange(1, values.shape[1] + 1, device=rows.device, dtype=rows.dtype)
     if ties == "mean":
         n_above = n_pixels - torch.searchsorted(ordered, values, right=True)
         fixated_reach = torch.searchsorted(-values, -values, right=True)
@@ -168,10 +197,9 @@ def _false_alarms(rows, values, n_fixated, ties):
 
 def _judd_curve(rows, looks, ties, seed):
     "False alarms and hits, each (n, points), from (0, 0) to (1, 1), which is repeated where points are few."
-    rows = _stretched(rows.detach())[0]
     if ties == "jitter":
         noise = torch.rand(rows.shape[1], generator=torch.Generator().manual_seed(seed), dtype=rows.dtype)
-        rows = rows + 1e-7*noise.to(rows.device)
+        rows = _stretched(rows) + 1e-7*noise.to(rows.device)
     values,weights,n_fixated = _at_looks(rows, looks)
     is_padding = weights == 0
     false_alarms = _false_alarms(rows, values, n_fixated, ties).masked_fill(is_padding, 1.)
@@ -188,10 +216,12 @@ def auc_judd(
     "Area under the ROC curve with Judd's thresholds."
     if ties not in ("mean", "jitter", "literal"):
         raise ValueError(f"ties is {ties!r}, not 'mean', 'jitter' or 'literal'")
-    maps,looks = _pair(saliency, _looks(fixated, counts), "fixations")
-    false_alarms,hits = _judd_curve(maps, looks, ties, seed)
-    values = torch.trapezoid(hits, false_alarms, dim=1).masked_fill(maps.amax(1) == maps.amin(1), .5)
-    return _answer(values.masked_fill(looks.sum(1) == 0, torch.nan), saliency)
+    def area(maps, looks, _):
+        maps = maps.detach()
+        false_alarms,hits = _judd_curve(maps, looks, ties, seed)
+        values = torch.trapezoid(hits, false_alarms, dim=1).masked_fill(_is_flat(maps), .5)
+        return values.masked_fill(looks.sum(1) == 0, torch.nan)
+    return _per_map(area, saliency, _looks(fixated, counts), "fixations")
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #b9cb21a4
 def show_judd(
@@ -200,7 +230,7 @@ def show_judd(
     title:str="" # what to see
 )->Picture:
     "The ROC curve with Judd's thresholds over the curve with all of them."
-    maps,looks = _pair(saliency, _looks(fixated, counts=False), "fixations")
+    maps,looks = _rows(saliency, "map"),_rows(_looks(fixated, counts=False), "fixations")
     false_alarms,hits = _judd_curve(maps, looks, "mean", seed=0)
     order = maps[0].argsort(descending=True)
     looked = looks[0, order]
@@ -254,7 +284,7 @@ def _resized(maps, size, mode):
 def _stored(maps, protocol):
     "What is left of each map after it was stretched to 0 ... 255 and stored as an 8-bit image."
     if not protocol.store: return maps
-    levels = 255*_stretched(maps.flatten(1))[0].reshape(maps.shape)
+    levels = 255*_stretched(maps.flatten(1)).reshape(maps.shape)
     if protocol.store == "up": levels = (levels + .5).clamp(max=255)   # ViNet adds a half, then rounds
     return (levels.floor() if protocol.store == "down" else levels.round())/255
 
@@ -276,7 +306,7 @@ def prepare(
     if np.ndim(saliency) != 3:
         raise ValueError(f"maps are {tuple(np.shape(saliency))}, not (n, height, width)")
     rows = _rows(saliency, "map").detach()
-    _refuse_negative(rows, "map", "what is stored as an image must be at least 0; give a sigmoid of it")
+    _refuse_negative(rows, "map", 0, "what is stored as an image must be at least 0; give a sigmoid of it")
     maps = rows.reshape(saliency.shape)
     if protocol.blur_first:
         maps = _resized(_blurred(_stored(maps, protocol), protocol), size, protocol.resize)
@@ -299,7 +329,7 @@ def score(
     "Every metric of every frame, as this protocol has it."
     if np.ndim(density) != 3 or len(saliency) != len(density):
         raise ValueError(f"there are {len(saliency)} maps but densities are {tuple(np.shape(density))}")
-    groups = [slice(start, start + 16) for start in range(0, len(density), 16)]
+    groups = [slice(start, start + 8) for start in range(0, len(density), 8)]
     rows = [_score_group(prepare(saliency[group], tuple(density.shape[1:]), protocol, frame_size),
                          density[group], fixated[group], protocol) for group in groups]
     return pd.concat([pd.DataFrame(columns=list(BETTER), dtype=float), *rows], ignore_index=True)
