@@ -23,7 +23,7 @@ import time
 import uuid
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -53,9 +53,12 @@ _all_ = ["ParameterError", "check_params", "load_records", "mean_interval", "par
          "write_record"]
 
 # %% ../nbs/0_core/08_runs.ipynb #e5e4a965
+_PARSING = threading.Lock()   # two threads that parse at once raise SystemError in CPython 3.11
+
 def _code_digest(source):
-    try: return digest(ast.dump(ast.parse(source)))
-    except SyntaxError: return digest(source)   # a cell with a magic
+    with _PARSING:
+        try: return digest(ast.dump(ast.parse(source)))
+        except SyntaxError: return digest(source)   # a cell with a magic
 
 def _package_digest():
     package = Path(find_spec("avbook").origin).parent
@@ -165,11 +168,13 @@ class RunStopped(RuntimeError):
     "A run was asked to stop; it goes on from its checkpoint when it is run again."
 
 def _end_processes(folder, grace=30):
-    left = [each for each in psutil.process_iter(["environ"]) if each.pid != os.getpid()
-            and (each.info["environ"] or {}).get("AVBOOK_RUN_FOLDER") == str(folder)]
-    for signal in (psutil.Process.terminate, psutil.Process.kill):
-        for process in filter(psutil.Process.is_running, left): signal(process)
-        left = psutil.wait_procs(left, timeout=grace)[1]
+    found = {each.pid: each for each in psutil.process_iter(["environ", "ppid"]) if each.pid != os.getpid()
+             and (each.info["environ"] or {}).get("AVBOOK_RUN_FOLDER") == str(folder)}
+    kernels = [each for each in found.values() if each.info["ppid"] not in found]
+    for signal,processes in ((psutil.Process.terminate, kernels), (psutil.Process.kill, [*found.values()])):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess): signal(process)
+        psutil.wait_procs(processes, timeout=grace)
 
 @contextmanager
 def _watched(folder, time_limit, stop):
@@ -230,6 +235,8 @@ def _execute(job, n_threads, time_limit, stop, is_echoed):
         raise RunFailed("the notebook came to its end without a record: its last cell must call write_record")
 
 def _told(error):
+    if type(error).__name__ == "DeadKernelError":
+        return "the kernel died: out of memory, killed, or a crash in native code, of which log.txt may tell"
     name,text = getattr(error, "ename", type(error).__name__),getattr(error, "evalue", str(error))
     trace = "\n".join(getattr(error, "traceback", []))
     return re.sub(r"\x1b\[[0-9;]*m", "", f"{name}: {text}\n\n{trace}".strip())
