@@ -8,8 +8,10 @@ __all__ = ['MAX_RECORD_BYTES', 'WIDTHS', 'RELEASES', 'RecordError', 'frame_paylo
 
 # %% ../../nbs/2_classification/22_records.ipynb #e83eb96f
 import gzip
+import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,21 +41,21 @@ def frame_payload(
     return length + checksums[0] + payload + checksums[1]
 
 # %% ../../nbs/2_classification/22_records.ipynb #29d693dd
-def _is_sound(header):
-    return len(header) == 12 and _masked_checksum(header[:8]) == int.from_bytes(header[8:], "little")
-
-def _length_problem(header):
+@lru_cache(4096)  # there are few lengths and many records
+def _payload_length(header):
     if len(header) < 12:
-        return f"the file ends {len(header)} bytes into a record's 12-byte header: fetch it again"
-    return (f"the length fails its checksum: a damaged file, or not a TFRecord (these bytes are {header!r};"
-            " a bare SequenceExample, as MediaPipe writes it, is read by parse_record(path.read_bytes()))")
+        raise RecordError(f"the file ends {len(header)} bytes into a record's 12-byte header: fetch it again")
+    if _masked_checksum(header[:8]) != int.from_bytes(header[8:], "little"): raise RecordError(
+        f"the length fails its checksum: a damaged file, or not a TFRecord (these bytes are {header!r};"
+        " a bare SequenceExample, as MediaPipe writes it, is read by parse_record(path.read_bytes()))")
+    length = int.from_bytes(header[:8], "little")
+    if length > MAX_RECORD_BYTES: raise RecordError(f"the record claims {length} bytes: not YouTube-8M data")
+    return length
 
 def _next_payload(file):
     header = file.read(12)
     if not header: return None
-    if not _is_sound(header): raise RecordError(_length_problem(header))
-    length = int.from_bytes(header[:8], "little")
-    if length > MAX_RECORD_BYTES: raise RecordError(f"the record claims {length} bytes: not YouTube-8M data")
+    length = _payload_length(header)
     body = file.read(length + 4)
     if len(body) < length + 4:
         raise RecordError(f"the file ends {len(body)} bytes into a record's {length + 4}: fetch it again")
@@ -66,7 +68,7 @@ def _next_payload(file):
 def _open_shard(path):
     with open(path, "rb") as file: header = file.read(12)
     if not header: raise RecordError(f"{path} is empty (0 bytes): fetch it again")
-    is_gzip = header[:2] == b"\x1f\x8b" and not _is_sound(header)
+    is_gzip = header[:2] == b"\x1f\x8b" and header[8:] != _masked_checksum(header[:8]).to_bytes(4, "little")
     return gzip.open(path) if is_gzip else open(path, "rb", buffering=2**20)
 
 def read_payloads(
@@ -138,12 +140,18 @@ _WholeExample,_OuterExample = _whole["SequenceExample"],_outer["SequenceExample"
 _Feature,_FeatureList = _whole["Feature"],_whole["FeatureList"]
 
 # %% ../../nbs/2_classification/22_records.ipynb #98000aaf
+def _is_usual(context, lists):
+    "Whether there are exactly the features of a released file, all of which will be read."
+    has_names = "labels" in context and ("id" in context or "video_id" in context)
+    if not lists: return has_names and len(context) == 4 and "mean_rgb" in context and "mean_audio" in context
+    return has_names and len(context) == 2 and len(lists) == 2 and "rgb" in lists and "audio" in lists
+
 def _raw_features(payload):
     "Serialised features by name: those of the whole video and those of its steps."
     try:
         outer = _OuterExample.FromString(payload)
-        if outer.ByteSize() == len(payload):
-            return dict(outer.context.feature), dict(outer.feature_lists.feature_list)
+        context,lists = outer.context.feature,outer.feature_lists.feature_list
+        if outer.ByteSize() == len(payload) and _is_usual(context, lists): return context, lists
         whole = _WholeExample.FromString(payload)
     except DecodeError as error: raise RecordError("no tf.train.Example or SequenceExample") from error
     parts = whole.context.feature,whole.feature_lists.feature_list
@@ -162,6 +170,7 @@ def _wrapped_prefix(field_number, n_bytes):
     return _varint(field_number << 3 | 2) + _varint(len(inner) + n_bytes) + inner
 
 # %% ../../nbs/2_classification/22_records.ipynb #ecd8d0c5
+_FLOAT,_INTEGER = np.dtype("<f4"),np.dtype(np.int64)
 _PREFIXES = {n_bytes: _wrapped_prefix(2, n_bytes) for n_bytes in (4*1024, 4*128)}
 
 def _list_values(raw, name, kind):
@@ -176,12 +185,12 @@ def _numbers(raw, name, width):
     "A vector of `width` floats, or None where the feature is missing: absent, empty or zero throughout."
     prefix = _PREFIXES[4*width]
     is_canonical = len(raw) == len(prefix) + 4*width and raw.startswith(prefix)
-    numbers = np.frombuffer(raw, "<f4", -1, len(prefix)) if is_canonical else np.array(
-        _list_values(raw, name, "float_list"), np.float32)
+    if is_canonical: numbers = np.frombuffer(raw[len(prefix):], _FLOAT)
+    else: numbers = np.array(_list_values(raw, name, "float_list"), np.float32)
     if not numbers.size: return None
     if numbers.size != width: raise RecordError(f"{name} has {numbers.size} numbers, not {width}")
-    length_squared = numbers @ numbers
-    if not np.isfinite(length_squared): raise RecordError(f"{name} holds numbers that are not finite")
+    length_squared = numbers.dot(numbers)
+    if not math.isfinite(length_squared): raise RecordError(f"{name} holds numbers that are not finite")
     return numbers if length_squared else None
 
 # %% ../../nbs/2_classification/22_records.ipynb #07f8f110
@@ -212,6 +221,7 @@ def _steps(raw, name, width):
 
 # %% ../../nbs/2_classification/22_records.ipynb #31dce9a3
 WIDTHS = dict(rgb=1024, audio=128)  # numbers per step, in the starter kit's order
+_MEAN_WIDTHS = {f"mean_{name}": width for name,width in WIDTHS.items()}
 RELEASES = {4800: "September 2016", 4716: "February 2017", 3862: "May 2018 and the segments of June 2019"}
 
 class Segment(NamedTuple):
@@ -230,12 +240,12 @@ class Record(NamedTuple):
     segments: tuple[Segment, ...] = ()
 
 def check_labels(
-    labels:np.ndarray, # int64 class ids
+    labels:Collection[int], # class ids
     num_classes:int|None, # size of the vocabulary; None takes any id that is not negative
 )->None:
     "Refuse an id outside the vocabulary, naming the releases it may come from."
-    if not labels.size: return
-    lowest,highest = labels.min(),labels.max()
+    if not len(labels): return
+    lowest,highest = min(labels),max(labels)
     if lowest < 0: raise RecordError(f"label {lowest} is negative")
     if num_classes is None or highest < num_classes: return
     fitting = [f"{count} ({when})" for count,when in RELEASES.items() if highest < count]
@@ -243,22 +253,24 @@ def check_labels(
     raise RecordError(f"label {highest} is outside a vocabulary of {num_classes} classes; {hint}")
 
 # %% ../../nbs/2_classification/22_records.ipynb #d1bd963c
-def _whole_numbers(context, name):
-    values = _list_values(context.get(name, b""), name, "int64_list")
-    return np.fromiter(values, np.int64, len(values))
+def _whole_numbers(context, name): return _list_values(context.get(name, b""), name, "int64_list")[:]
+
+_ID_PREFIXES = {n_bytes + 4: _wrapped_prefix(1, n_bytes) for n_bytes in range(1, 100)}
 
 def _video_id(context):
-    name = "id" if "id" in context else "video_id"
-    values = _list_values(context.get(name, b""), name, "bytes_list")
+    raw = context.get("id") or context.get("video_id", b"")
+    prefix = _ID_PREFIXES.get(len(raw))
+    is_canonical = prefix is not None and raw.startswith(prefix)
+    values = [raw[len(prefix):]] if is_canonical else _list_values(raw, "id", "bytes_list")
     if len(values) != 1:
         raise RecordError(f"has {len(values)} ids under id or video_id; its features: {sorted(context)}")
     try: return values[0].decode()
-    except UnicodeDecodeError as error: raise RecordError(f"{name} {values[0]!r} is no text") from error
+    except UnicodeDecodeError as error: raise RecordError(f"the id {values[0]!r} is no text") from error
 
 def _segments(context):
     if "segment_labels" not in context: return ()
     names = ("segment_labels", "segment_start_times", "segment_end_times")
-    columns = [_whole_numbers(context, name).tolist() for name in names]
+    columns = [_whole_numbers(context, name) for name in names]
     columns.append(list(_list_values(context.get("segment_scores", b""), "segment_scores", "float_list")))
     counts = list(map(len, columns))
     if len(set(counts)) > 1:
@@ -276,15 +288,15 @@ def parse_record(
 )->Record:
     "Read one video from its message, whatever its level, release and packing."
     context,lists = _raw_features(payload)
-    is_frame_level = bool(lists.keys() & WIDTHS)
-    read,named,prefix = (_steps, lists, "") if is_frame_level else (_numbers, context, "mean_")
-    rgb,audio = [read(named.get(prefix + name, b""), prefix + name, width) for name,width in WIDTHS.items()]
+    if "rgb" in lists or "audio" in lists:
+        rgb,audio = [_steps(lists.get(name, b""), name, width) for name,width in WIDTHS.items()]
+    else: rgb,audio = [_numbers(context.get(name, b""), name, width) for name,width in _MEAN_WIDTHS.items()]
     if rgb is None and audio is None:
         raise RecordError(f"has neither picture nor sound; its features: {sorted([*context, *lists])}")
-    record = Record(_video_id(context), _whole_numbers(context, "labels"), rgb, audio, _segments(context))
-    check_labels(record.labels, num_classes)
-    if record.segments: check_labels(np.array([each.label for each in record.segments]), num_classes)
-    return record
+    labels,segments = _whole_numbers(context, "labels"),_segments(context)
+    check_labels(labels, num_classes)
+    if segments: check_labels([each.label for each in segments], num_classes)
+    return Record(_video_id(context), np.array(labels, _INTEGER), rgb, audio, segments)
 
 def read_records(
     path:str|Path, # one shard, plain or gzipped
