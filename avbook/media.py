@@ -277,11 +277,13 @@ def _first_decoded(path, stream_number):
 
 def _count_missing(container, stream, timetable, n_pictures, sound):
     "How many frames the header promises beyond those that are there."
-    if stream.frames: return max(0, stream.frames - n_pictures)
+    is_mp4 = container.format.name.startswith("mov")
+    promised = len(stream.index_entries) if is_mp4 else stream.frames # an edit list may leave frames out
+    if promised: return max(0, promised - n_pictures)
     if container.duration is None or len(container.streams) > 1 + bool(sound): return 0
     start,end = timetable.span
-    promised = Fraction((container.start_time or 0) + container.duration, av.time_base)
-    gap = promised - max(end, sound[1] if sound else end)
+    promised_end = Fraction((container.start_time or 0) + container.duration, av.time_base)
+    gap = promised_end - max(end, sound[1] if sound else end)
     return round(gap/(end - start)*len(timetable.ticks)) if gap > Fraction(1, 2) else 0
 
 def _frame_rate(timetable, stream):

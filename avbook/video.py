@@ -126,15 +126,15 @@ def _against_decord(info, timetable):
     return "" if n_frames == info.n_frames else f"decord counts {n_frames} frames, its stamps {info.n_frames}"
 
 @lru_cache(maxsize=1024)
-def _choose(info):
-    reason = _against_decord(info, study_picture(info.path)[1])
+def _choose(info, timetable):
+    reason = _against_decord(info, timetable)
     return ("pyav", reason) if reason else ("decord", "its frames can be fetched by number")
 
 def choose_reader(
     path:str|Path, # a video
 )->tuple[str, str]: # "decord" or "pyav", and the reason
     "Which library reads this file's frames, and why."
-    return _choose(study_picture(path)[0])
+    return _choose(*study_picture(path))
 
 # %% ../nbs/0_core/02_video.ipynb #5456ebe9
 def resize_frames(

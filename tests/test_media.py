@@ -132,6 +132,18 @@ def test_variable_rate_and_a_late_start(tmp_path):
         assert len(read_audio(middle, 1000)) == stamps[20] - stamps[10]
 
 
+def test_a_film_trimmed_by_an_edit_list(tmp_path, film):
+    content = bytearray(film.read_bytes())
+    place = content.index(b"elst") + 12
+    duration, begin = struct.unpack(">Ii", content[place:place + 8])
+    content[place:place + 8] = struct.pack(">Ii", duration - 400, begin + 10*512)
+    (tmp_path/"trimmed.mp4").write_bytes(content)
+    info = probe(tmp_path/"trimmed.mp4")
+    assert (info.start, info.duration, info.n_frames, info.n_missing) == (0, Fraction(8, 5), 40, 0)
+    assert numbers(read_frames(info.path)) == list(range(10, 50))
+    assert numbers(read_frames(info.path, frames=[39, 0, 5])) == [49, 10, 15]
+
+
 def test_clips_that_follow_one_another_share_no_frame(film):
     cuts = [Fraction(each) for each in ("0", "1/3", "0.333334", "1", "1.04", "2")]
     parts = [numbers(read_frames(Clip(film, *ends))) for ends in zip(cuts, cuts[1:], strict=False)
