@@ -39,6 +39,8 @@ def _precision_sums(n_above, hits_above, n_tied, n_hits):
     within = (n_hits - 1)/np.maximum(n_tied - 1, 1)*(n_tied - (n_above + 1)*inverse_ranks)
     return n_hits/n_tied*((hits_above + 1)*inverse_ranks + within)
 
+_BLOCK = 2**18 # levels worked on at once: bounds the memory beside the list itself
+
 def average_precision(
     scores:np.ndarray, # (predictions,), higher is surer
     hits:np.ndarray, # (predictions,), True where the label holds
@@ -55,9 +57,11 @@ def average_precision(
     ordered = np.sort(scores)
     if np.isnan(ordered[-1:]).any(): raise ValueError("a score is NaN")
     levels,n_hits = np.unique(scores[hits], return_counts=True)
-    lower,upper = (np.searchsorted(ordered, levels, side) for side in ("left", "right"))
-    hits_above = n_hits[::-1].cumsum()[::-1] - n_hits
-    return float(_precision_sums(scores.size - upper, hits_above, upper - lower, n_hits).sum()/n_positives)
+    hits_above,total = n_hits[::-1].cumsum()[::-1] - n_hits,0.
+    for part in (slice(start, start + _BLOCK) for start in range(0, len(levels), _BLOCK)):
+        lower,upper = (np.searchsorted(ordered, levels[part], side) for side in ("left", "right"))
+        total += _precision_sums(scores.size - upper, hits_above[part], upper - lower, n_hits[part]).sum()
+    return float(total/n_positives)
 
 # %% ../../nbs/2_classification/23_metrics.ipynb #b0625c16
 def _as_pair(scores, labels):
@@ -101,10 +105,10 @@ def gap(
 # %% ../../nbs/2_classification/23_metrics.ipynb #3d6d3d75
 def _by_class(scores, hits, classes, n_positives):
     "Average precision of every class from a flat list of predictions, NaN for a class without labels."
-    order = np.argsort(classes, kind="stable")
+    order = np.argsort(classes)
     scores,hits = scores[order],hits[order]
-    bounds = np.searchsorted(classes[order], np.arange(len(n_positives) + 1))
-    slices = [slice(*pair) for pair in pairwise(bounds)]
+    starts = np.searchsorted(classes[order], np.arange(len(n_positives), dtype=classes.dtype))
+    slices = [slice(*bounds) for bounds in pairwise([*starts, len(scores)])]
     return np.array([average_precision(scores[part], hits[part], count)
                      for part,count in zip(slices, n_positives, strict=True)])
 
@@ -233,7 +237,7 @@ class BestPredictions:
     ):
         self.top_k,self.positives = top_k,np.zeros(num_classes, np.int64)
         self.id_type = np.uint16 if num_classes <= 2**16 else np.int32
-        self.pieces = []
+        self.pieces = [tuple(np.empty(0, kind) for kind in (np.float32, bool, self.id_type))]
 
     def update(self, scores, labels):
         top,hits,classes = top_predictions(scores, labels, self.top_k)
