@@ -82,6 +82,7 @@ def number_of(
     "The number that a numbered frame carries."
     return sum(int(frame[86, 13 + 12*bit].mean() > 128) << bit for bit in range(8))
 
+# %% ../nbs/0_core/02_media.ipynb #4fb0eeac
 def write_numbered(
     path:str|Path, # where to write; the ending chooses the container
     n_frames:int=50, # at 25 a second
@@ -313,6 +314,7 @@ def _audio_facts(path, stream, sound):
         audio_stream=stream.index, audio_codec=stream.codec_context.name, sample_rate=block.sample_rate,
         n_channels=block.layout.nb_channels, audio_start=start, audio_duration=sound[1] - start)
 
+# %% ../nbs/0_core/02_media.ipynb #6a5d1f68
 @lru_cache(maxsize=1024)
 def _study(name, _size, _changed):
     with open_media(name) as container:

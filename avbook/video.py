@@ -81,6 +81,7 @@ def _mux_sound(container, stream, samples, start, stop):
         start += _AAC_BLOCK
     return start
 
+# %% ../nbs/0_core/02_video.ipynb #152752d9
 def write_video(
     path:str|Path, # the mp4 to make or to replace; its folder is made
     frames:Iterable, # uint8 (height, width, 3) each: an array (frames, height, width, 3) or any iterator
@@ -285,6 +286,7 @@ def decode_frames(
     if answer.lost or answer.n_missing: _log.warning("%s: %s", clip.path, answer.report)
     return answer
 
+# %% ../nbs/0_core/02_video.ipynb #011e445b
 def read_frames(
     clip:Clip|str|Path, # a clip or a file
     size:tuple[int, int]|None=None, # (height, width) of the result, px; None: as stored, upright
