@@ -3,7 +3,7 @@ PROFILE ?= quick
 PYTHON  ?= python3.11
 BIN     := .venv/bin
 
-.PHONY: install workbook test lab
+.PHONY: install workbook test lab readme
 install: .venv/installed
 
 .venv/installed: constraints.txt pyproject.toml
@@ -22,3 +22,6 @@ test: install
 
 lab: install
 	$(BIN)/jupyter lab --notebook-dir nbs
+
+readme: install
+	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed 's|](pictures/|](nbs/pictures/|' > README.md
