@@ -24,4 +24,4 @@ lab: install
 	$(BIN)/jupyter lab --notebook-dir nbs
 
 readme: install
-	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed 's|](pictures/|](nbs/pictures/|' > README.md
+	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's#\]\((pictures|[0-9]_)#](nbs/\1#g' > README.md

@@ -39,7 +39,7 @@ def test_the_notebooks_are_clean(rebuilt): assert changed(rebuilt, "nbs", "*.ipy
 def test_the_readme_is_the_index_notebook():
     command = [BIN/"jupyter", "nbconvert", "--to", "markdown", "--no-input", "--stdout", "--log-level", "ERROR"]
     made = subprocess.run([*command, ROOT/"nbs"/"index.ipynb"], capture_output=True, text=True, check=True).stdout
-    made = made.replace("](pictures/", "](nbs/pictures/")
+    made = re.sub(r"\]\((pictures|[0-9]_)", r"](nbs/\1", made)
     assert made.strip() == (ROOT/"README.md").read_text().strip(), "run `make readme`"
 
 
