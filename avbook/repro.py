@@ -181,7 +181,8 @@ def atomic_path(
 # %% ../nbs/0_core/00_repro.ipynb #24e39a9c
 PACKAGES = (
     "torch", "safetensors", "accelerate", "numpy", "scipy", "pandas", "av", "decord2", "librosa", "soundfile",
-    "pydantic", "pyyaml", "requests", "protobuf", "google-crc32c", "matplotlib", "pillow", "psutil", "filelock", "tqdm",
+    "pydantic", "pyyaml", "requests", "protobuf", "google-crc32c", "matplotlib", "pillow", "psutil",
+    "filelock", "tqdm",
     "typer")
 
 def _package_versions():
