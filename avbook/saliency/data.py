@@ -156,8 +156,9 @@ def read_gaze_folder(
 
 def _watch(name, path, rests):
     "One video with the fixations on it."
-    times = [time - frame_times(path)[0] for time in frame_times(path)]
-    edges_ms = np.array([*times, clip_span(path)[1] - frame_times(path)[0]], dtype=float)*1000
+    shown = frame_times(path)
+    times = [time - shown[0] for time in shown]
+    edges_ms = np.array([*times, clip_span(path)[1] - shown[0]], dtype=float)*1000
     size = int(rests.height.iloc[0]),int(rests.width.iloc[0])
     return Watched(name, Clip(path), size, tuple(times), spread_over_frames(rests, edges_ms))
 
