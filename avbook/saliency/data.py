@@ -8,6 +8,7 @@ __all__ = ['FIXATION_COLUMNS', 'SIGMA_SHARE', 'spread_over_frames', 'GazeProblem
            'mean_density', 'fitted_centres']
 
 # %% ../../nbs/1_saliency/12_data.ipynb #8afa7a84
+import csv
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,17 +44,22 @@ _VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 FIXATION_COLUMNS = ["observer", "video", "onset_ms", "duration_ms", "x_px", "y_px"]
 
 def _read_table(path):
-    "The table as text, each row with its line in the file."
+    "The table as text: the columns needed, the row as it stands, its line, whether it has too many values."
     if not path.is_file(): raise FileNotFoundError(f"{path} does not exist: it says who looked where")
-    as_text = dict(dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
-    try: table = pd.read_csv(path, **as_text)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            header = [name.strip() for name in next(reader, [])]
+            rows = [(reader.line_num, row) for row in reader if any(row)]
+    except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no table of comma-separated values: {error}") from error
-    table.columns = table.columns.str.strip()
-    missing = [column for column in FIXATION_COLUMNS if column not in table]
-    if missing: raise ValueError(f"{path} lacks column(s) {missing}; its first line is {list(table.columns)}")
-    table = table[FIXATION_COLUMNS].map(str.strip).assign(line=range(2, len(table) + 2))
-    return table[(table[FIXATION_COLUMNS] != "").any(axis=1)]
+    missing = [column for column in FIXATION_COLUMNS if column not in header]
+    if missing: raise ValueError(f"{path} lacks column(s) {missing}; its first line is {header}")
+    places = [header.index(column) for column in FIXATION_COLUMNS]
+    cells = [[row[place].strip() if place < len(row) else "" for place in places] for _,row in rows]
+    return pd.DataFrame(cells, columns=FIXATION_COLUMNS, dtype=str).assign(
+        line=[line for line,_ in rows], raw=[",".join(row) for _,row in rows],
+        is_long=[len(row) > len(header) for _,row in rows])
 
 def _find_videos(folder):
     "The folder's videos by their names without ending."
@@ -74,11 +80,12 @@ def _facts(videos):
 def _faults(table, facts):
     "Each row's numbers, its video's facts, and what is wrong: kind and sentence, empty where nothing is."
     stems = table.video.where(table.video.isin(facts.index), table.video.map(lambda name: Path(name).stem))
-    rows = table.assign(video=stems, raw=table[FIXATION_COLUMNS].agg(",".join, axis=1))
+    rows = table.assign(video=stems)
     rows[FIXATION_COLUMNS[2:]] = rows[FIXATION_COLUMNS[2:]].apply(pd.to_numeric, errors="coerce")
     rows = rows.join(facts, on="video")
     is_inside = rows.x_px.between(0, rows.width, "left") & rows.y_px.between(0, rows.height, "left")
     tests = {
+        ("too many values", "{raw!r} has more values than the first line has names"): rows.is_long,
         ("no number", "{raw!r} lacks a number"): ~np.isfinite(rows[FIXATION_COLUMNS[2:]]).all(axis=1),
         ("unknown video", "there is no video {video!r} in the folder"): rows.end_ms.isna(),
         ("impossible time", "it starts at {onset_ms:g} ms and lasts {duration_ms:g} ms"):

@@ -279,7 +279,8 @@ def _deep_problems(clip):
     for name in ("pictures", "densities"):
         source = getattr(clip, name)
         lost = () if isinstance(source, tuple) else decode_frames(source, (16, 16)).lost
-        if lost: yield "unreadable", f"{len(lost)} of its {name} do not decode, at {float(lost[0]):.2f} s first"
+        when = f"{float(lost[0]):.2f} s" if lost else ""
+        if lost: yield "unreadable", f"{len(lost)} of its {name} do not decode, the first at {when}"
 
 def clip_problems(
     clips:Iterable[LabelledClip],
