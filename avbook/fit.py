@@ -108,6 +108,7 @@ def lr_at(
     schedule:str="cosine", # or "constant"
 )->float: # the learning rate of this step
     "Linear warm-up, then a cosine or a constant."
+    if schedule not in ("cosine", "constant"): raise ValueError(f"{schedule!r} is not cosine or constant")
     if schedule == "cosine" and (n_steps is None or n_steps <= n_warmup):
         raise ValueError(f"a cosine needs more steps than its warm-up of {n_warmup}, n_steps is {n_steps}")
     if not 0 <= step <= (n_steps or step): raise ValueError(f"step is {step} but the run has {n_steps} steps")
@@ -270,7 +271,10 @@ class _Training: # what a run holds
         seed_everything(config.seed + rank, config.deterministic)
         self.batches = open_batches(dataset, config.batch_size, config.drop_last, config.seed,
                                     config.n_workers, collate, rank, n_ranks)
-        self.n_steps,self.n_warmup = _lengths(config, self.batches.n_batches)
+        self.n_steps,n_warmup = _lengths(config, self.batches.n_batches)
+        self.rate_at = partial(lr_at, peak_lr=config.peak_lr, n_steps=self.n_steps, n_warmup=n_warmup,
+                               min_lr=config.min_lr, schedule=config.schedule)
+        if config.schedule == "cosine": self.rate_at(0) # refuses what cannot be, before anything is written
         groups = parameter_groups(model, config)
         self.model = self.accelerator.prepare(model)
         self.optimizer = torch.optim.AdamW(groups, config.peak_lr, config.betas,
@@ -301,10 +305,8 @@ def _refuse_non_finite(training, ids, losses, means):
 
 def _train_step(training, ids, batches):
     config,state,accelerator = training.config,training.state,training.accelerator
-    if config.schedule != "plateau":
-        rate = lr_at(state.step, config.peak_lr, training.n_steps, training.n_warmup, config.min_lr,
-                     config.schedule)
-        for group in training.optimizer.param_groups: group["lr"] = rate
+    if not training.plateau:
+        for group in training.optimizer.param_groups: group["lr"] = training.rate_at(state.step)
     batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in batches]
     training.optimizer.zero_grad()
     values = training.step(training.model, batches, training.loss, accelerator)
@@ -391,9 +393,10 @@ def _restore(training):
         training.optimizer.load_state_dict(saved["optimizer"])
         if training.plateau: training.plateau.load_state_dict(saved["plateau"])
         restore_rng_state(saved["rng"][training.accelerator.process_index])
+    if training.accelerator.is_main_process and log.exists():
+        os.truncate(log, min(training.state.n_bytes, log.stat().st_size))
     training.accelerator.wait_for_everyone()
     if not latest: _save(training)
-    elif training.accelerator.is_main_process: os.truncate(log, training.state.n_bytes)
 
 # %% ../nbs/0_core/06_fit.ipynb #7d106613
 def _groups(training):
@@ -430,8 +433,8 @@ def _go_on(training):
 # %% ../nbs/0_core/06_fit.ipynb #716ec20d
 def _run(training, progress):
     accelerator,name = training.accelerator,training.folder.name
-    shown = progress if accelerator.is_main_process else "off"
-    training.bar = _progress(shown, total=training.n_steps, initial=training.state.step, desc=name)
+    training.bar = _progress(progress if accelerator.is_main_process else "off", desc=name,
+                             total=training.n_steps, initial=training.state.step)
     plain = {key: value if isinstance(value, float|int|str) else str(value) for key,value in training.config}
     accelerator.init_trackers(name, plain)
     forgetting = recomputed(training.bare_model, training.config.recompute)
@@ -440,8 +443,7 @@ def _run(training, progress):
 def _release(training):
     for tracker in training.accelerator.trackers: tracker.finish()
     training.accelerator.unwrap_model(training.model, keep_fp32_wrapper=False)
-    training.bare_model.__dict__.pop("_is_accelerate_prepared", None) # or no later run would prepare it
-    training.bare_model.eval()
+    vars(training.bare_model.eval()).pop("_is_accelerate_prepared", None) # or no later run would prepare it
 
 def fit(
     model:nn.Module,              # trained in place, left in evaluation mode
