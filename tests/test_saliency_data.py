@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from avbook.saliency.data import (
-    FIXATION_COLUMNS, density_maps, fixated_maps, gaze_problems, hold_out, mean_density, read_gaze_folder, spread_over_frames)
+    FIXATION_COLUMNS, density_maps, fixated_maps, gaze_problems, hold_out, mean_density, read_diem, read_gaze_folder,
+    spread_over_frames, to_gaze)
 from avbook.saliency.layouts import LabelledClip, clip_problems
 from avbook.saliency.metrics import score
 from avbook.video import Clip, write_video
@@ -154,6 +155,17 @@ def test_real_gaze(samples, caplog):
     flat = score(np.ones_like(one.predicted), one.density, one.fixated).mean()
     assert others.nss > 2 and others.auc_judd > .85 and others.cc > .5 and flat.nss == 0 and flat.auc_judd == .5
     assert mean_density(clip.gaze, clip.size, (45, 80)).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_real_diem_gaze(samples):
+    "Six observers; the median look is near the picture's middle, so the screen's size and the offset are right."
+    looks, picture = read_diem((samples/"gaze/diem_arctic_bears").glob("*.txt"))
+    gaze = to_gaze(looks, 2785)
+    assert picture == (710, 1066) and gaze.shape == (6, 2785, 2)
+    assert .9 < (~np.isnan(gaze[..., 0])).mean() < 1
+    middle = np.nanmedian(gaze, axis=(0, 1))/[1066, 710]
+    assert np.abs(middle - .5).max() < .1
+    assert fixated_maps(gaze[:, :10], picture, (71, 107)).sum((1, 2)).min() >= 3
 
 
 def test_a_clip_that_breaks_off_keeps_its_numbers(samples, tmp_path):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['FIXATION_COLUMNS', 'SIGMA_SHARE', 'spread_over_frames', 'GazeProblem', 'gaze_problems', 'to_gaze', 'Watched',
-           'read_gaze_folder', 'sigma_of_degrees', 'fixated_maps', 'density_maps', 'HeldOut', 'hold_out', 'centre_map',
-           'mean_density', 'fitted_centres']
+           'read_gaze_folder', 'read_diem', 'sigma_of_degrees', 'fixated_maps', 'density_maps', 'HeldOut', 'hold_out',
+           'centre_map', 'mean_density', 'fitted_centres']
 
 # %% ../../nbs/1_saliency/12_data.ipynb #8afa7a84
 import csv
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -168,6 +169,38 @@ def _watch(name, path, rests):
     edges_ms = np.array([*times, clip_span(path)[1] - shown[0]], dtype=float)*1000
     size = int(rests.height.iloc[0]),int(rests.width.iloc[0])
     return Watched(name, Clip(path), size, tuple(times), spread_over_frames(rests, edges_ms))
+
+# %% ../../nbs/1_saliency/12_data.ipynb #3d2890b2
+def _diem_file(path, screen):
+    "The picture's size that a file's name states, and each frame's look in it, NaN for none."
+    named = re.fullmatch(r"(.+?)\.asc_.*_(\d+)x(\d+)", path.stem)
+    if not named: raise ValueError(f"{path} is not named like diem5s01.asc_15_a_video_1066x710.txt")
+    try: lines = np.loadtxt(path, ndmin=2)
+    except ValueError as error: raise ValueError(f"{path} holds more than numbers: {error}") from error
+    if lines.shape[1] != 9: raise ValueError(f"{path} has {lines.shape[1]} columns, not 9: frame, 4 an eye")
+    width,height = int(named[2]),int(named[3])
+    eyes = lines[:, 1:].reshape(-1, 2, 4)
+    rests = (eyes[:, :, 3] == 1)[..., None]
+    look = (eyes[:, :, :2]*rests).sum(1)/np.where(rests.any(1), rests.sum(1), np.nan)
+    look -= [(screen[1] - width)/2, (screen[0] - height)/2]
+    return named[1], (height, width), lines[:, 0].astype(int) - 1, look
+
+def read_diem(
+    paths:Iterable[str|Path], # the files of one video, one per observer
+    screen:tuple[int, int]=(960, 1280) # height and width of the screen, px
+)->tuple[pd.DataFrame, tuple[int, int]]: # observer, frame, x, y in the picture's px; its height, width
+    "Where DIEM's observers looked in each frame of a video; looks beside the picture are left out."
+    files = [_diem_file(Path(path), screen) for path in sorted(paths)]
+    pictures = sorted({picture for _,picture,*_ in files})
+    if len(pictures) != 1:
+        raise ValueError(f"{len(files)} files tell of pictures of {pictures}: give those of one video")
+    looks = pd.concat([pd.DataFrame(dict(observer=name, frame=frame, x=look[:, 0], y=look[:, 1]))
+                       for name,_,frame,look in files]).dropna()
+    height,width = pictures[0]
+    is_inside = looks.x.between(0, width, "left") & looks.y.between(0, height, "left")
+    if not is_inside.all():
+        _log.warning("%d of %d looks are beside the picture: left out", (~is_inside).sum(), len(looks))
+    return looks[is_inside].reset_index(drop=True), pictures[0]
 
 # %% ../../nbs/1_saliency/12_data.ipynb #3d63e143
 SIGMA_SHARE = 30/(8*np.log(2))**.5/640 # of the map's width: DHF1K's 30 px full width at half maximum
