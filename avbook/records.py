@@ -113,7 +113,7 @@ def code_cells(
     if not path.is_file(): raise FileNotFoundError(f"there is no notebook {path}")
     try: cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a notebook (JSON with a list of cells)") from None
+        raise ParameterError(f"{path} is not a notebook (JSON with a list of cells)") from None
     return [("".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in cells
             if cell["cell_type"] == "code"]
 
