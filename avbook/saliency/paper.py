@@ -246,7 +246,7 @@ def inconsistencies()->list[str]:
     again = [("Table III", "audio + MS + MRG"), ("Table IV", "scales: 3"), ("Table V", "RAVF")]
     if all((get(*each, "both") == full).all() for each in again):
         found.append("Tables III to V are of networks trained on DIEM and AVAD, Table I of one trained on "
-                     "all six sets after DHF1K; yet the full network's numbers are the same to the last digit")
+                     "all six sets after DHF1K; yet the full network's numbers are the same")
     baseline = get("Table V", "Visual-only baseline", "visual")
     found += [f"visual-only {metric} on DIEM is {alone[metric]} in Tables I, III and IV, "
               f"{baseline[metric]} in V" for metric in _METRICS if alone[metric] != baseline[metric]]
