@@ -64,7 +64,8 @@ def _per_map(
     if np.shape(saliency) != np.shape(truth):
         raise ValueError(f"map is {tuple(np.shape(saliency))} but {what} is {tuple(np.shape(truth))}")
     for values,name in ((saliency, "map"), (truth, what)): _refuse_shape(values, name)
-    batch = [values if np.ndim(values) == 3 else values[None] for values in (saliency, truth)]
+    batch = [values if isinstance(values, Tensor) else np.asarray(values) for values in (saliency, truth)]
+    batch = [values if values.ndim == 3 else values[None] for values in batch]
     n_maps,height,width = batch[0].shape
     step,found = max(1, _GROUP//(height*width)),[]
     for first in range(0, max(n_maps, 1), step):
