@@ -17,6 +17,8 @@ with warnings.catch_warnings():
     from pysaliency import metrics as oracle
     from pysaliency.roc import general_roc
 
+pytestmark = pytest.mark.filterwarnings("ignore:`trapz` is deprecated")   # pysaliency's
+
 
 def random_pair(seed):
     "A map without ties and from 1 to 200 fixated pixels, on a frame of odd size."
