@@ -9,6 +9,7 @@ __all__ = ['read_audio', 'audio_window', 'hanning_excerpt', 'log_mel', 'survey']
 import logging
 from collections.abc import Iterable
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 
 import librosa
@@ -41,18 +42,21 @@ def _to_mono(block):
 # %% ../nbs/0_core/03_audio.ipynb #9fc6ad8c
 _MARGIN = 1 # seconds read before and after a clip
 _LOOSE_STAMPS = Fraction(1, 20) # seconds by which a stamp may be off and its block still joins the last
-_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm") # containers that find a block by its time
 
 def _lay(samples, block, place):
     first,stop = max(place, 0),min(place + len(block), len(samples))
     if first < stop: samples[first:stop] = block[first - place:stop - place]
+
+def _has_exact_stamps(info, stream):
+    "Whether a block's stamp tells its place to the sample: in the mp4 family, where a tick is no longer."
+    return info.container == "mov,mp4,m4a,3gp,3g2,mj2" and stream.time_base*info.sample_rate <= 1
 
 def _native_sound(info, start, end):
     "The sound between two moments at the file's own rate, silent where there is none, float32 (samples,)."
     samples,failed,following = np.zeros(round((end - start)*info.sample_rate), np.float32),[],None
     with open_media(info.path) as container:
         stream = container.streams[info.audio_stream]
-        if info.container in _SEEKABLE and start > info.audio_start:
+        if _has_exact_stamps(info, stream) and start > info.audio_start:
             container.seek(int(start/stream.time_base), stream=stream)
         for block in decode_packets(read_packets(container, stream), failed):
             if block.sample_rate != info.sample_rate:
@@ -70,14 +74,20 @@ def _native_sound(info, start, end):
     return samples
 
 # %% ../nbs/0_core/03_audio.ipynb #4328bff5
+def _whole(name, value, lowest=1):
+    "A parameter that must be a whole number."
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not lowest <= value < np.inf or value != int(value):
+        raise ValueError(f"{name} is {value!r} but must be a whole number, at least {lowest}")
+    return int(value)
+
+# %% ../nbs/0_core/03_audio.ipynb #b28f1ad2
 def read_audio(
     clip:Clip|str|Path, # a clip or a file
     sample_rate:int=22_050, # Hz of the result
 )->np.ndarray: # float32 (round(seconds * sample_rate),) in [-1, 1]; sample 0 is the clip's start
     "The sound under a clip, one channel; silence where there is none."
-    if sample_rate != int(sample_rate) or sample_rate <= 0:
-        raise ValueError(f"sample_rate is {sample_rate} but must be a whole number of Hz above 0")
-    clip,(start,end),sample_rate = to_clip(clip),clip_span(clip),int(sample_rate)
+    clip,(start,end),sample_rate = to_clip(clip),clip_span(clip),_whole("sample_rate", sample_rate)
     info,n_samples = probe(clip.path),round((end - start)*sample_rate)
     if not info.has_audio: return np.zeros(n_samples, np.float32)
     native = _native_sound(info, start - _MARGIN, end + _MARGIN)
@@ -93,20 +103,24 @@ def audio_window(
     sample_rate:int, # Hz
 )->slice: # of a waveform whose sample 0 sounds as frame 0 is shown
     "The samples that are heard during a run of frames."
-    if start_frame < 0 or n_frames < 1:
-        raise ValueError(f"{n_frames} frames from frame {start_frame}: give at least one, from 0 on")
-    per_frame = sample_rate/to_fps(fps)
-    return slice(round(start_frame*per_frame), round((start_frame + n_frames)*per_frame))
+    per_frame = _whole("sample_rate", sample_rate)/to_fps(fps)
+    first = _whole("start_frame", start_frame, 0)
+    return slice(round(first*per_frame), round((first + _whole("n_frames", n_frames))*per_frame))
 
 # %% ../nbs/0_core/03_audio.ipynb #c26f348d
+def _one_channel(waveform):
+    samples = np.asarray(waveform, np.float32)
+    if samples.ndim != 1: raise ValueError(f"waveform is {samples.shape} but must be (samples,)")
+    if not np.isfinite(samples).all(): raise ValueError("waveform holds NaN or infinite samples")
+    return samples
+
 def hanning_excerpt(
     waveform:np.ndarray, # (samples,)
     window:slice, # from audio_window; what lies beyond the waveform is left out
     n_samples:int, # length of the result
 )->np.ndarray: # float32 (n_samples,), the bell in the middle, zeros around it
     "A window of sound under a Hann bell, centred in a buffer of fixed length."
-    if n_samples < 1: raise ValueError(f"n_samples is {n_samples} but must be at least 1")
-    heard,buffer = np.asarray(waveform[window], np.float32),np.zeros(n_samples, np.float32)
+    heard,buffer = _one_channel(np.asarray(waveform)[window]),np.zeros(_whole("n_samples", n_samples), np.float32)
     heard = heard*np.hanning(len(heard))
     surplus = max(0, len(heard) - n_samples)
     heard = heard[surplus//2:len(heard) - (surplus - surplus//2)]
@@ -125,13 +139,15 @@ def log_mel(
     highest:float=7500, # Hz, where the last band ends; never above half the sample rate
 )->np.ndarray: # float32 (n_mels, steps): natural logarithms, -4.6 for silence
     "Energy in mel bands over time, as VGGish takes it."
-    if not len(waveform): raise ValueError("the waveform has no sample: read a clip that lasts")
-    highest = min(highest, sample_rate/2)
-    if lowest >= highest:
+    samples,highest = _one_channel(waveform),min(highest, sample_rate/2)
+    if not len(samples): raise ValueError("the waveform has no sample: read a clip that lasts")
+    if not 0 <= lowest < highest:
         raise ValueError(f"bands from {lowest} to {highest} Hz: the lowest must be below the highest")
     n_window,hop = round(window_seconds*sample_rate),round(hop_seconds*sample_rate)
+    if min(n_window, hop) < 1:
+        raise ValueError(f"a window of {window_seconds} s every {hop_seconds} s: each must hold a sample")
     bands = librosa.feature.melspectrogram(
-        y=np.asarray(waveform, np.float32), sr=sample_rate, power=1, n_mels=n_mels, htk=True, norm=None,
+        y=samples, sr=sample_rate, power=1, n_mels=_whole("n_mels", n_mels), htk=True, norm=None,
         n_fft=2**(n_window - 1).bit_length(), win_length=n_window, hop_length=hop, fmin=lowest, fmax=highest)
     return np.log(bands + .01).astype(np.float32)
 

@@ -10,6 +10,7 @@ __all__ = ['to_seconds', 'to_fps', 'Clip', 'to_clip', 'numbered_frames', 'number
 # %% ../nbs/0_core/02_media.ipynb #f1cc30ea
 import logging
 import math
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,17 +31,19 @@ def to_seconds(
 )->Fraction: # seconds, exact
     "A moment as an exact fraction of seconds."
     try: return Fraction(str(moment))
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{moment!r} is not a time: give seconds such as 1.5 or '8/25'") from error
 
 def to_fps(
-    fps:int|float|str|Fraction, # frames a second, above 0; a float means the nearest fraction up to x/1001
+    fps:int|float|str|Fraction, # frames a second, 0 to 1000; a float means the nearest fraction up to x/1001
 )->Fraction: # frames a second, exact
     "A frame rate as the exact fraction that is meant."
     try: rate = Fraction(str(fps))
-    except ValueError as error: raise ValueError(f"fps is {fps!r} but must be a number") from error
-    if rate <= 0: raise ValueError(f"fps is {fps} but must be above 0")
-    return rate.limit_denominator(1001) if isinstance(fps, float) else rate
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"fps is {fps!r} but must be a number") from error
+    if isinstance(fps, float|np.floating): rate = rate.limit_denominator(1001)
+    if not 0 < rate <= 1000: raise ValueError(f"fps is {fps} but must be above 0 and at most 1000")
+    return rate
 
 # %% ../nbs/0_core/02_media.ipynb #8038decd
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def open_media(
 )->Iterator[av.container.InputContainer]: # closed at the end, whatever happens
     "Open a file to read from it."
     name,size,_ = _file_key(path)
-    try: container = av.open(name, metadata_errors="ignore")
+    try: container = av.open(os.path.abspath(name), metadata_errors="ignore")
     except av.error.FFmpegError as error:
         raise VideoError(f"{name}: these {size} bytes cannot be opened as video or sound ({error.strerror}): "
                          "cut short, damaged or of another kind; copy or download it again") from error
@@ -287,11 +290,16 @@ def _count_missing(container, stream, timetable, n_pictures, sound):
     gap = promised_end - max(end, sound[1] if sound else end)
     return round(gap/(end - start)*len(timetable.ticks)) if gap > Fraction(1, 2) else 0
 
+def _varies(ticks):
+    "Whether some step is over a tenth longer or shorter than is usual, and not by rounding to ticks."
+    steps = np.diff(ticks)
+    usual = np.median(steps) if len(steps) else 0
+    return bool((np.abs(steps - usual) > max(usual/10, 1*(usual >= 4))).any())
+
 def _frame_rate(timetable, stream):
     "Frames a second, and whether it varies."
     start,end = timetable.span
-    measured,steps = len(timetable.ticks)/(end - start),np.diff(timetable.ticks)
-    varies = bool(len(steps) and (np.abs(steps - np.median(steps)) > np.median(steps)/10).any())
+    measured,varies = len(timetable.ticks)/(end - start),_varies(timetable.ticks)
     stated = stream.average_rate
     agrees = stated and not varies and abs(stated/measured - 1) < Fraction(1, 1000)
     return (Fraction(stated) if agrees else measured), varies

@@ -35,7 +35,7 @@ def _checked_pictures(frames):
     shape = None
     for number,frame in enumerate(frames):
         picture = np.asarray(frame)
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
             raise ValueError(f"frame {number} is {picture.dtype} {picture.shape} "
                              "but must be uint8 (height, width, 3)")
         shape = shape or picture.shape
@@ -49,10 +49,11 @@ _AAC_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_
 def _checked_sound(waveform, sample_rate):
     if sample_rate not in _AAC_RATES:
         raise ValueError(f"sample_rate is {sample_rate} but AAC knows only {', '.join(map(str, _AAC_RATES))}")
-    samples = np.asarray(waveform, dtype=np.float32)
-    if samples.ndim != 1: raise ValueError(f"waveform is {samples.shape} but must be (samples,)")
+    samples = np.asarray(waveform)
+    if samples.ndim != 1 or samples.dtype.kind != "f":
+        raise ValueError(f"waveform is {samples.dtype} {samples.shape} but must be floats (samples,) in [-1, 1]")
     if not np.isfinite(samples).all(): raise ValueError("waveform holds NaN or infinite samples")
-    return np.pad(samples.clip(-1, 1), (0, -len(samples) % _AAC_BLOCK))
+    return np.pad(samples.astype(np.float32).clip(-1, 1), (0, -len(samples) % _AAC_BLOCK))
 
 # %% ../nbs/0_core/02_video.ipynb #1a5b61ec
 _BT709,_LIMITED = 1,1 # libav's numbers for the colours of HD television, and for luma from 16 to 235
@@ -92,13 +93,14 @@ def write_video(
 )->Path: # where it was written
     "Write frames, and sound if there is any, as an mp4 (H.264, AAC) that browsers play."
     fps,pictures = to_fps(fps),_checked_pictures(frames)
+    if crf not in range(52): raise ValueError(f"crf is {crf!r} but must be a whole number from 0 to 51")
     samples = np.empty(0, np.float32) if waveform is None else _checked_sound(waveform, sample_rate)
     first = next(pictures, None)
     if first is None: raise ValueError(f"there is no frame to write to {path}: give at least one")
     with (atomic_path(path) as temporary,
           av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container):
         video,audio,n_written = _add_picture_stream(container, first, fps, crf),None,0
-        if len(samples): audio = container.add_stream("aac", sample_rate, layout="mono", bit_rate=128_000)
+        if len(samples): audio = container.add_stream("aac", int(sample_rate), layout="mono", bit_rate=128_000)
         for number,picture in enumerate(chain([first], pictures), 1):
             _mux_picture(container, video, picture, number - 1)
             if audio: n_written = _mux_sound(container, audio, samples, n_written, number*sample_rate/fps)
@@ -112,7 +114,7 @@ _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm") # containers with an in
 
 def _open_decord(path):
     decord.logging.set_level(decord.logging.QUIET)
-    return decord.VideoReader(str(path), fault_tol=1e-9) # any frame that it makes up is a fault
+    return decord.VideoReader(str(path.absolute()), fault_tol=1e-9) # any frame that it makes up is a fault
 
 def _against_decord(info, timetable):
     "Why decord would misread a file; nothing where it would not."
@@ -150,9 +152,10 @@ def resize_frames(
 
 def _checked_size(size, info):
     if size is None: return info.height, info.width
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size is {size} but must be (height, width), both above 0")
-    return int(size[0]), int(size[1])
+    sides = np.asarray(size)
+    if sides.shape != (2,) or sides.dtype.kind not in "iu" or sides.min() < 1:
+        raise ValueError(f"size is {size} but must be (height, width), both whole numbers above 0")
+    return int(sides[0]), int(sides[1])
 
 # %% ../nbs/0_core/02_video.ipynb #af109bb7
 def _can_seek(info, timetable): return info.container in _SEEKABLE and not timetable.is_shuffled
@@ -171,12 +174,14 @@ def _packets_before(container, stream, timetable, position):
 
 def _numbered(packets, timetable):
     "Decoded frames, each with its position in the timetable."
-    failed = []
+    failed,following = [],0
     for count,frame in enumerate(decode_packets(packets, failed)):
         if timetable.is_shuffled: yield count + len(failed), frame
         elif frame.pts is not None:
-            position = int(np.searchsorted(timetable.ticks, frame.pts))
-            if timetable.ticks[position:position + 1] == frame.pts: yield position, frame
+            position = max(following, int(np.searchsorted(timetable.ticks, frame.pts)))
+            if timetable.ticks[position:position + 1] != frame.pts: continue
+            following = position + 1
+            yield position, frame
 
 def _runs(timetable, positions):
     "Rising positions, parted where a keyframe lets decoding skip ahead."
@@ -251,8 +256,10 @@ class DecodedFrames:
 def _asked_positions(clip, frames):
     within = positions_in(clip)
     if frames is None: return np.arange(within.start, within.stop)
-    numbers = np.asarray(frames, dtype=np.int64).reshape(-1)
+    numbers = np.asarray(frames).reshape(-1)
     if not len(numbers): raise ValueError(f"no frame of {clip.path} was asked for: give at least one number")
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"frames of {clip.path} were asked for as {numbers.dtype}: give whole numbers")
     if numbers.min() < 0 or numbers.max() >= len(within):
         raise ValueError(f"frames {numbers.min()} to {numbers.max()} of {clip.path} were asked for, "
                          f"the clip has 0 to {len(within) - 1}")

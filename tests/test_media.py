@@ -379,7 +379,7 @@ def test_matroska_stamps_do_not_click(tmp_path):
 
 @pytest.mark.parametrize("name, codec, rate, hertz", [
     ("a.avi", "libmp3lame", 44_100, 440), ("a.ts", "aac", 44_100, 440), ("a.mov", "pcm_s16le", 16_000, 440),
-    ("a.mkv", "libopus", 48_000, 6)]) # Matroska's stamps are a millisecond coarse: a slow tone hides half of one
+    ("a.mkv", "libopus", 48_000, 440), ("a.mkv", "pcm_s16le", 44_100, 440)]) # stamps a millisecond coarse
 def test_pieces_join_to_the_whole(name, codec, rate, hertz, tmp_path):
     samples = tone(2, rate, hertz)*np.linspace(.1, 1, 2*rate)
     path = write_sound(tmp_path/name, [(0, samples)], rate=rate, codec=codec)
@@ -557,3 +557,18 @@ def test_a_table_can_be_written(samples, tmp_path):
     buffer = io.StringIO()
     survey([samples/"clips/torchcodec__h265_video.mp4"]).to_csv(buffer)
     assert "hevc 128x128" in buffer.getvalue()
+
+
+def test_names_that_libav_would_take_for_a_protocol(tmp_path, film, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30.mp4", "http:x.mp4", "concat:x.mp4", "pipe:0.mp4"):
+        (tmp_path/name).write_bytes(film.read_bytes())
+        assert len(read_frames(name, frames=[0, 49])) == 2 and len(list(iter_frames(name))) == 50
+
+
+@pytest.mark.parametrize("name", ["decord__flipping_a_pancake.mkv", "mmaction2__test.wav", "torchcodec__nasa_13013.mp4"])
+def test_a_clip_from_the_middle_sounds_as_the_whole(name, samples):
+    path = samples/"clips"/name
+    start, end = clip_span(path)
+    middle, whole = Clip(path, start + 3, start + 5), read_audio(path, 16_000)
+    assert np.abs(read_audio(middle, 16_000) - whole[48_000:80_000]).max() < 1e-5 and end > start + 5
