@@ -95,9 +95,11 @@ _RUN = """{% for run in runs %}<section id="{{ run.key }}"><h2>{{ run.title }}</
  · {{ run.record.device }} · commit {{ (run.record.commit or "unknown")[:10] }}
 {{- " with changes" if run.record.is_dirty }} · {{ run.record.written }}{% endif %}
 <br>{% for name, value in run.parameters.items() %}{{ name }} = {{ value }}{{ ", " if not loop.last }}
-{%- endfor %}</p>{% if run.error %}<pre>{{ run.error }}</pre>{% endif %}{{ run.table|safe }}
+{%- endfor %}</p>{% if run.error %}<pre>{{ run.error }}</pre>{% endif %}
 {% for path in run.paths %}{% if path.endswith(pictures) %}<img src="{{ path }}" alt="{{ path }}">
 {% elif path.endswith(videos) %}<video src="{{ path }}" controls loop muted></video>{% endif %}{% endfor %}
+{% if run.record %}<details{{ " open" if run.record.metrics|length <= 20 }}><summary>
+{{- run.record.metrics|length }} metrics</summary>{{ run.table|safe }}</details>{% endif %}
 <p>{% if run.page %}<a href="{{ run.page }}">the executed notebook</a>{% endif %}
 {% for path in run.paths if path.endswith((".json", ".txt")) %} · <a href="{{ path }}">
 {{- path.split("/")[-1] }}</a>{% endfor %}</p></section>{% endfor %}</body></html>

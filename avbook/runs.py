@@ -148,7 +148,7 @@ def job_table(
     for job in jobs:
         state = job.state()
         error = job.error.read_text(encoding="utf-8").split("\n")[0] if state == "failed" else ""
-        seconds = job.record()["seconds"] if state == "done" else None
+        seconds = job.record()["seconds"] if state == "done" else math.nan
         rows.append((job.key[:16], Path(job.notebook).stem, state, seconds, error))
     names = {name: None for job in jobs for name in job.parameters}
     columns = {name: [job.parameters.get(name) for job in jobs] for name in names}
