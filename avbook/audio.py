@@ -120,7 +120,8 @@ def hanning_excerpt(
     n_samples:int, # length of the result
 )->np.ndarray: # float32 (n_samples,), the bell in the middle, zeros around it
     "A window of sound under a Hann bell, centred in a buffer of fixed length."
-    heard,buffer = _one_channel(np.asarray(waveform)[window]),np.zeros(_whole("n_samples", n_samples), np.float32)
+    n_samples,heard = _whole("n_samples", n_samples),_one_channel(np.asarray(waveform)[window])
+    buffer = np.zeros(n_samples, np.float32)
     heard = heard*np.hanning(len(heard))
     surplus = max(0, len(heard) - n_samples)
     heard = heard[surplus//2:len(heard) - (surplus - surplus//2)]

@@ -41,6 +41,7 @@ def _inside(path):
     return path
 
 _RelativePath = Annotated[str, AfterValidator(_inside)]
+_Count = Annotated[int, Field(ge=0)]
 _Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 
 class _Strict(BaseModel):
@@ -71,11 +72,11 @@ class Card(_Strict):
     homepage: _Url|None
     how_to_get: str # what a person must do where no url works
     files: list[DataFile] = []
-    folds: dict[str, dict[str, int]] = {} # fold → part → number of items
+    folds: dict[str, dict[str, _Count]] = {} # fold → part → number of items
     split_list: _RelativePath|None = None # CSV beside the card: video, n_frames, fps, each fold
     items: list[_RelativePath] = [] # paths that each listed item has, {video} for its name
     expected: list[Expected] = []
-    counts: dict[str, int] = {} # what the source states: videos, classes, observers, …
+    counts: dict[str, _Count] = {} # what the source states: videos, classes, observers, …
     notes: list[str] = [] # quirks
     _path: Path|None = PrivateAttr(None)
 
@@ -95,7 +96,7 @@ class CardError(ValueError): "A card that cannot be read, or that contradicts it
 
 class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key,_ in node.value]
+        keys = [key.value for key,_ in node.value] if isinstance(node, yaml.MappingNode) else []
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice:
             raise yaml.MarkedYAMLError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
@@ -120,7 +121,7 @@ def _sentence(error):
 # %% ../nbs/0_core/01_manifest.ipynb #53b84ec2
 def _read_yaml(path):
     try: content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error: # ValueError: other bytes than UTF-8, a date that is none
         raise CardError(f"card {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict): raise CardError(f"card {path} holds no fields, but {content!r}")
     return content
@@ -167,8 +168,13 @@ def load_split(
     if fold not in card.folds: raise ValueError(f"card {card.name} has no {fold}, but {list(card.folds)}")
     if not card.split_list:
         raise ValueError(f"card {card.name} says how large its parts are, not who is in them: see its notes")
+    if not card._path:
+        raise CardError(f"card {card.name} was not loaded from a file, beside which its list would lie")
     path = card._path.parent/card.split_list
-    table = pd.read_csv(path, dtype={"video": str}, keep_default_na=False)
+    try: table = pd.read_csv(path, dtype={"video": str}, keep_default_na=False)
+    except (OSError, ValueError) as error: raise CardError(f"{path} cannot be read: {error}") from error
+    lacking = [column for column in ("video", "n_frames", "fps", fold) if column not in table]
+    if lacking: raise CardError(f"{path} has no column {', '.join(lacking)}")
     table = table[table[fold] != ""][["video", "n_frames", "fps", fold]].rename(columns={fold: "part"})
     counts = table.part.value_counts().to_dict()
     if counts != card.folds[fold]:
@@ -353,15 +359,18 @@ def _open(card, file, path, timeout):
     headers = {"Accept-Encoding": "identity"}
     if n_here: headers |= {"Range": f"bytes={n_here}-"} | ({"If-Range": mark} if mark else {})
     response = requests.get(file.url, headers=headers, stream=True, timeout=timeout)
-    goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {n_here}-")
+    goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {n_here}-") and n_here > 0
     if response.status_code == 416 or (response.status_code == 206 and not goes_on):
         _forget(path)
         raise requests.ConnectionError(f"it cannot go on from byte {n_here}")
     response.raise_for_status()
+    if response.status_code not in (200, 206):
+        raise FetchError(f"{card.name}: {file.url} answers {response.status_code} and no file. "
+                         f"{card.how_to_get}")
     if "text/html" in response.headers.get("Content-Type", "") and path.suffix not in (".html", ".htm"):
         raise FetchError(f"{card.name}: {file.url} answers with a web page, not the file. {card.how_to_get}")
-    n_here,length = n_here if response.status_code == 206 else 0,response.headers.get("Content-Length")
-    total = n_here + int(length) if length else None
+    n_here,length = n_here if response.status_code == 206 else 0,response.headers.get("Content-Length", "")
+    total = n_here + int(length) if length.isascii() and length.isdigit() else None
     if file.bytes and total and total != file.bytes:
         raise ChecksumError(f"{card.name}: {file.url} offers {total} bytes, the card says {file.bytes}")
     return response, n_here, total
@@ -375,7 +384,9 @@ def _load(card, file, path, timeout, progress):
                disable=None if progress else True)
     with response, bar, open(part, "ab" if n_here else "wb") as out:
         note.write_text(json.dumps(dict(url=file.url, mark=_mark(response.headers), n_bytes=total)))
-        for chunk in response.raw.stream(1 << 16, decode_content=False): bar.update(out.write(chunk))
+        for chunk in response.raw.stream(1 << 16, decode_content=False):
+            bar.update(out.write(chunk))
+            if file.bytes and out.tell() > file.bytes: break # without an end, perhaps: the check will tell
         out.flush()
         os.fsync(out.fileno())
 
@@ -397,6 +408,7 @@ def _download(card, file, path, timeout, n_tries, progress):
             time.sleep(min(2**n_done/2, 30))
     part,_ = _partial(path)
     wrong = _wrong_file(file, part)
+    if not wrong and not part.stat().st_size: wrong = "is empty"
     if wrong:
         _forget(path)
         raise ChecksumError(f"{card.name}: {file.path} from {file.url} {wrong}: it was thrown away; "
@@ -431,6 +443,7 @@ def fetch(
 )->dict[str, str|None]: # sha256 of each file, by path
     "Download what has an address, check it, unpack it; `DataMissing` names what is left to do by hand."
     card = _as_card(card)
+    if n_tries < 1: raise ValueError(f"n_tries is {n_tries} but must be at least 1")
     root = Path(folder) if folder else data_root(card)
     is_here = {file.path: any((root/place).exists() for place in (file.path, file.unpack_to) if place)
                for file in card.files}

@@ -7,6 +7,7 @@ __all__ = ['PACKAGES', 'seed_everything', 'seed_worker', 'rng_state', 'restore_r
            'project_root', 'artifacts_folder', 'samples_folder', 'atomic_path', 'environment']
 
 # %% ../nbs/0_core/00_repro.ipynb #962e5810
+import errno
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -154,14 +155,15 @@ def _remove(path):
 def _put_in_place(temporary, path):
     for each in [temporary, *temporary.rglob("*")]:
         if not each.is_symlink(): _flush(each)
-    aside = path.with_name(f".{uuid.uuid4().hex[:8]}.old.{path.name}")
-    if temporary.is_dir() and path.is_dir(): os.replace(path, aside)
-    try: os.replace(temporary, path)
-    except OSError:
-        if aside.exists(): os.replace(aside, path)
-        raise
+    old = []
+    while True: # until no other process has put a folder there in the meantime
+        try: os.replace(temporary, path); break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
+        old.append(path.with_name(f".{uuid.uuid4().hex[:8]}.old.{path.name}"))
+        with suppress(FileNotFoundError): os.replace(path, old[-1])
     _flush(path.parent)
-    _remove(aside)
+    for each in old: _remove(each)
 
 @contextmanager
 def atomic_path(

@@ -51,7 +51,8 @@ def _checked_sound(waveform, sample_rate):
         raise ValueError(f"sample_rate is {sample_rate} but AAC knows only {', '.join(map(str, _AAC_RATES))}")
     samples = np.asarray(waveform)
     if samples.ndim != 1 or samples.dtype.kind != "f":
-        raise ValueError(f"waveform is {samples.dtype} {samples.shape} but must be floats (samples,) in [-1, 1]")
+        raise ValueError(f"waveform is {samples.dtype} {samples.shape} "
+                         "but must be floats (samples,) in [-1, 1]")
     if not np.isfinite(samples).all(): raise ValueError("waveform holds NaN or infinite samples")
     return np.pad(samples.astype(np.float32).clip(-1, 1), (0, -len(samples) % _AAC_BLOCK))
 
@@ -100,7 +101,8 @@ def write_video(
     with (atomic_path(path) as temporary,
           av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container):
         video,audio,n_written = _add_picture_stream(container, first, fps, crf),None,0
-        if len(samples): audio = container.add_stream("aac", int(sample_rate), layout="mono", bit_rate=128_000)
+        if len(samples):
+            audio = container.add_stream("aac", int(sample_rate), layout="mono", bit_rate=128_000)
         for number,picture in enumerate(chain([first], pictures), 1):
             _mux_picture(container, video, picture, number - 1)
             if audio: n_written = _mux_sound(container, audio, samples, n_written, number*sample_rate/fps)

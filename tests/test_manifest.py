@@ -180,6 +180,77 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not(host, tmp_path):
     assert len(host.asked) == 4
 
 
+class Liar(http.server.BaseHTTPRequestHandler):
+    "Answers by the path that is asked for."
+    answers = dict(
+        bad_length=(200, {"Content-Length": "many"}, b"film"), negative=(200, {"Content-Length": "-5"}, b"film"),
+        nothing=(200, {"Content-Length": "0"}, b""), no_content=(204, {}, b""), choices=(300, {}, b""),
+        part=(206, {"Content-Range": "bytes 0-3/100", "Content-Length": "4"}, b"film"),
+        loop=(302, {"Location": "/loop"}, b""), local=(302, {"Location": "file:///etc/hosts"}, b""),
+        bad_chunks=(200, {"Transfer-Encoding": "chunked"}, b"zz\r\nfilm"))
+
+    def log_message(self, *_): "Say nothing."
+
+    def do_GET(self):
+        self.close_connection = True
+        if self.path == "/endless": return self.send_for_ever()
+        status, headers, content = self.answers[self.path.strip("/")]
+        self.send_response(status)
+        for name, value in headers.items(): self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def send_for_ever(self):
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True: self.wfile.write(bytes(1 << 16))
+        except ConnectionError: return
+
+
+@pytest.fixture
+def liar(monkeypatch):
+    monkeypatch.setattr(manifest.time, "sleep", lambda _: None)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Liar)
+    threading.Thread(target=server.serve_forever, args=(.01,), daemon=True).start()
+    yield lambda name, **line: Card(**PLAIN, files=[
+        DataFile(path="film.bin", url=f"http://127.0.0.1:{server.server_port}/{name}", **line)])
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name, error, says", [
+    ("nothing", ChecksumError, "is empty"), ("no_content", FetchError, "answers 204 and no file"),
+    ("choices", FetchError, "answers 300 and no file"), ("part", FetchError, "cannot go on from byte 0"),
+    ("loop", FetchError, "30 redirects"), ("local", FetchError, "file:///etc/hosts"),
+    ("bad_chunks", FetchError, "did not come through")])
+def test_a_hostile_answer_is_no_file(liar, tmp_path, name, error, says):
+    with pytest.raises(error, match=says):
+        fetch(liar(name), tmp_path, accept_unknown=True, n_tries=2, progress=False)
+    assert not (tmp_path/"film.bin").exists()
+
+
+@pytest.mark.parametrize("name", ["bad_length", "negative"])
+def test_a_length_that_is_no_number_is_not_believed(liar, tmp_path, name):
+    fetch(liar(name, sha256=sha256(b"film")), tmp_path, progress=False)
+    assert (tmp_path/"film.bin").read_bytes() == b"film"
+
+
+def test_a_stream_without_end_is_cut_at_the_cards_length(liar, tmp_path):
+    with pytest.raises(ChecksumError, match="the card says 100000: it was thrown away"):
+        fetch(liar("endless", bytes=100_000), tmp_path, accept_unknown=True, progress=False)
+    assert names_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("content, says", [
+    (None, "cannot be read"), ("", "cannot be read"), ("video,n_frames\na,3\n", "has no column fps, fold_1")])
+def test_a_list_that_cannot_be_used_is_named(tmp_path, content, says):
+    card = PLAIN | dict(split_list="list.csv", folds={"fold_1": {"train": 1}})
+    (tmp_path/"tiny.yaml").write_text(json.dumps(card))
+    if content is not None: (tmp_path/"list.csv").write_text(content)
+    with pytest.raises(CardError, match=f"list.csv {says}"): load_split(load_card(tmp_path/"tiny.yaml"))
+
+
 def test_a_web_page_is_not_taken_for_the_file(host, tmp_path):
     host.headers = {"Content-Type": "text/html; charset=utf-8"}
     with pytest.raises(FetchError, match="answers with a web page"):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from numpy.lib.format import open_memmap
 from tqdm.auto import tqdm
 
@@ -54,7 +55,8 @@ class GazeModel:
             if not value > 0: raise ValueError(f"{name}={value}: it must be above 0")
         if self.p_relevant + self.p_irrelevant > 1:
             raise ValueError("p_relevant and p_irrelevant add up to more than 1")
-        if len(self.conspicuity) != len(CLASS_NAMES) or not min(self.conspicuity) > 0:
+        is_usable = all(0 < each < np.inf for each in self.conspicuity)
+        if len(self.conspicuity) != len(CLASS_NAMES) or not is_usable:
             names = ', '.join(CLASS_NAMES)
             raise ValueError(f"conspicuity={self.conspicuity}: one number above 0 for each of {names}")
 
@@ -131,9 +133,13 @@ def sample_fixations(
     "Where each of some observers looks in every frame; in each frame they are a fair draw from its density."
     if n_observers < 1 or not rest > 0 or not fps > 0:
         raise ValueError(f"n_observers={n_observers}, fps={fps}, rest={rest}: each must be above 0")
+    if np.ndim(density) != 3 or not np.min(density) >= 0:
+        raise ValueError(f"density {np.shape(density)}: it must be (frames, height, width), "
+                         "nowhere below 0 or NaN")
     rng,n_frames,total = np.random.default_rng(seed),len(density),np.sum(density, (1, 2))
-    if not (total > 0).all():
-        raise ValueError(f"the density of frame {np.argmin(total > 0)} adds up to nothing")
+    usable = (total > 0) & (total < np.inf)
+    if not usable.all():
+        raise ValueError(f"the density of frame {np.argmin(usable)} adds up to {total[np.argmin(usable)]}")
     jumps = rng.random((n_frames, n_observers)) < 1 - np.exp(-1/(fps*rest))
     latest = np.maximum.accumulate(np.where(jumps, np.arange(n_frames)[:,None], 0))
     level_y,level_x = np.take_along_axis(rng.random((2, n_frames, n_observers)), latest[None], 1)
@@ -151,6 +157,9 @@ def fixation_maps(
     size:tuple[int, int],  # height and width in px
 )->np.ndarray: # bool (frames, height, width)
     "True where someone looked."
+    if fixations.min() < 0 or (fixations.max((0, 1)) >= size[::-1]).any():
+        raise ValueError(f"fixations reach x, y = {fixations.max((0, 1))} from {fixations.min((0, 1))}: "
+                         f"all must lie in a picture {size[1]} px wide and {size[0]} px high")
     fixated = np.zeros((fixations.shape[1], *size), bool)
     fixated[np.arange(fixations.shape[1]),fixations[...,1],fixations[...,0]] = True
     return fixated
@@ -192,7 +201,8 @@ def draw_condition(
     model:GazeModel,
 )->str: # relevant, irrelevant or silent
     "Whether a scene's sound is relevant, at the law's chances."
-    chances = (model.p_relevant, model.p_irrelevant, 1 - model.p_relevant - model.p_irrelevant)
+    p_silent = max(0., 1 - model.p_relevant - model.p_irrelevant) # .9 and .1 leave a little less than nothing
+    chances = model.p_relevant,model.p_irrelevant,p_silent
     return list(CONDITIONS)[stream(seed, 'condition', take).choice(3, p=chances)]
 
 # %% ../../nbs/1_saliency/11_truth.ipynb #a2a2c2d9
@@ -342,6 +352,8 @@ class TruthSplit:
         reference:str='ideal with sound',       # one of REFERENCES; the last is the law itself
     )->np.ndarray: # (height, width) for one frame, else (frames, height, width)
         "What an ideal observer predicts; the one with sound is the truth."
+        if reference not in REFERENCES:
+            raise ValueError(f"there is no reference {reference!r}; choose from {', '.join(REFERENCES)}")
         weights = self.weights[scene,take,REFERENCES.index(reference),frames]
         return mix_blobs(weights, self.down[scene,frames], self.across[scene,frames])
 
@@ -372,6 +384,7 @@ def render_split(
     source = [digest_file(str(package_files('avbook')/name)) for name in ('scenes.py', 'saliency/truth.py')]
     key = digest([[repr(specs) for specs in scenes], n_observers, asdict(model), source])
     folder = artifacts_folder('cache', 'saliency_truth')/f'{split}-{n_scenes}-{key[:16]}'
-    if not folder.exists():
-        with atomic_path(folder) as temporary: _write_split(temporary, scenes, n_observers, model)
+    with FileLock(f'{folder}.lock'): # of several runs that ask for it, one renders and the others wait
+        if not folder.exists():
+            with atomic_path(folder) as temporary: _write_split(temporary, scenes, n_observers, model)
     return open_split(folder)
