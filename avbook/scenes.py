@@ -93,7 +93,7 @@ CLASS_NAMES = tuple(kind.name for kind in CLASSES)
 
 # %% ../nbs/0_core/04_scenes.ipynb #b37ef67e
 def rhythm(
-    kind:SpriteClass,
+    kind:SpriteClass, # one of CLASSES
     phase:float, # seconds by which the rhythm is late, 0 to the period
     start:float, # seconds, first moment asked for
     stop:float,  # seconds, first moment no longer asked for
@@ -118,7 +118,7 @@ def _lay_notes(
     return track
 
 def class_sound(
-    kind:SpriteClass,
+    kind:SpriteClass, # one of CLASSES
     seconds:float,           # length of the track
     sample_rate:int,         # Hz
     rng:np.random.Generator, # for the pitch, up to a semitone off, and the noise
@@ -243,7 +243,7 @@ def _smooth_path(
 
 # %% ../nbs/0_core/04_scenes.ipynb #dab4f601
 def _swell(
-    kind:SpriteClass,
+    kind:SpriteClass, # one of CLASSES
     phase:float,      # of its rhythm, seconds
     times:np.ndarray, # (frames,) seconds, rising
 )->np.ndarray: # (frames,) 0 to 1
@@ -298,7 +298,7 @@ def lay_out(spec:SceneSpec)->Layout:
 def _reach(spec): return math.ceil(spec.pan*spec.height),math.ceil(spec.pan*spec.width)
 
 def background(
-    spec:SceneSpec,
+    spec:SceneSpec, # the scene
 )->np.ndarray: # (3, at least height + 2 reach + 1, likewise width) float32 about 0 to 1
     "Coloured noise that the camera may wander over."
     rng = stream(spec.seed, 'background')
@@ -329,7 +329,7 @@ def _view_tile(
 
 # %% ../nbs/0_core/04_scenes.ipynb #1436833a
 def _cover_and_shade(
-    kind:SpriteClass,
+    kind:SpriteClass, # one of CLASSES
     across:np.ndarray, # (frames, 1, box) px right of the sprite's centre
     down:np.ndarray,   # (frames, box, 1) px below it
     radius:np.ndarray, # (frames,) px
@@ -381,7 +381,7 @@ def _pieces(spec, start, stop): # slices of frames, each of about four megabytes
     return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
 
 def render_frames(
-    spec:SceneSpec,
+    spec:SceneSpec, # the scene
     start:int=0,        # first frame
     stop:int|None=None, # first frame no longer wanted; None: to the end
 )->np.ndarray: # (frames, height, width, 3) uint8
@@ -449,7 +449,7 @@ def scene_truth(spec:SceneSpec)->SceneTruth:
 
 # %% ../nbs/0_core/04_scenes.ipynb #bdc4627e
 def render_sound(
-    spec:SceneSpec,
+    spec:SceneSpec, # the scene
     truth:SceneTruth|None=None, # of the same spec, if it is known already
 )->np.ndarray: # (samples,) float32 within -1 to 1
     "The sound track of a scene, without rendering its picture."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REFERENCES', 'CONDITIONS', 'SPLITS', 'EXACT', 'SIZES', 'BENCHMARK', 'GazeModel', 'place_blobs', 'mix_blobs',
-           'seen_weights', 'heard_weights', 'true_weights', 'gaze_density', 'sample_fixations', 'fixation_maps',
-           'reference_weights', 'reference_densities', 'draw_condition', 'captured', 'clip_spec', 'GazeClip',
-           'render_clip', 'iter_clips', 'score_references', 'TruthSplit', 'open_split', 'render_split']
+           'seen_weights', 'heard_weights', 'true_weights', 'gaze_density', 'sample_fixations', 'reference_weights',
+           'reference_densities', 'draw_condition', 'captured', 'clip_spec', 'GazeClip', 'render_clip', 'iter_clips',
+           'score_references', 'TruthSplit', 'open_split', 'render_split']
 
 # %% ../../nbs/1_saliency/11_truth.ipynb #5e65ccca
 import json
@@ -22,6 +22,7 @@ from numpy.lib.format import open_memmap
 from tqdm.auto import tqdm
 
 from ..repro import artifacts_folder, atomic_path, digest, digest_file
+from .data import fixated_maps
 from .metrics import Protocol, score
 from avbook.scenes import (
     CLASS_NAMES,
@@ -62,9 +63,9 @@ class GazeModel:
 
 # %% ../../nbs/1_saliency/11_truth.ipynb #946e6c35
 def place_blobs(
-    spec:SceneSpec,
-    truth:SceneTruth,
-    model:GazeModel,
+    spec:SceneSpec, # the scene
+    truth:SceneTruth, # of the scene
+    model:GazeModel, # the law's numbers
 )->tuple[np.ndarray, np.ndarray]: # down (frames, 1 + sprites, height), across (…, width); sums are 1
     "The middle of the picture and each sprite as separable Gaussians."
     def along(axis, n_pixels):
@@ -86,8 +87,8 @@ def mix_blobs(
 
 # %% ../../nbs/1_saliency/11_truth.ipynb #86f22f26
 def seen_weights(
-    truth:SceneTruth,
-    model:GazeModel,
+    truth:SceneTruth, # of the scene
+    model:GazeModel, # the law's numbers
 )->np.ndarray: # (frames, 1 + sprites)
     "The weights of $p_0$: what draws the gaze while no sprite is heard."
     pulls = np.array(model.conspicuity)[truth.classes]*truth.visible
@@ -96,8 +97,8 @@ def seen_weights(
     return np.concatenate([centre, (1 - centre)*pulls/np.where(total > 0, total, 1)], 1)
 
 def heard_weights(
-    truth:SceneTruth,
-    model:GazeModel,
+    truth:SceneTruth, # of the scene
+    model:GazeModel, # the law's numbers
     sprite:int, # the one that is heard
 )->np.ndarray: # (frames, 1 + sprites)
     "The weights of $p$ when this sprite is heard."
@@ -106,15 +107,15 @@ def heard_weights(
 
 # %% ../../nbs/1_saliency/11_truth.ipynb #5f2d0910
 def true_weights(
-    truth:SceneTruth,
-    model:GazeModel,
+    truth:SceneTruth, # of the scene
+    model:GazeModel, # the law's numbers
 )->np.ndarray: # (frames, 1 + sprites)
     "The weights of the law: a pull only where a sprite in view is heard."
     if truth.sounding is None: return seen_weights(truth, model)
     return heard_weights(truth, model, truth.sounding)
 
 def gaze_density(
-    spec:SceneSpec,
+    spec:SceneSpec, # the scene
     truth:SceneTruth|None=None,  # of the same spec, if it is known already
     model:GazeModel=GazeModel(), # the law's numbers
 )->np.ndarray: # (frames, height, width) float32, each frame adds up to 1
@@ -125,7 +126,7 @@ def gaze_density(
 # %% ../../nbs/1_saliency/11_truth.ipynb #c7f21173
 def sample_fixations(
     density:np.ndarray, # (frames, height, width), at least 0
-    n_observers:int,
+    n_observers:int, # at least 1
     seed:int,           # of the observers
     fps:float=25,       # frames a second
     rest:float=.3,      # average length of a fixation, seconds
@@ -152,25 +153,13 @@ def _quantile(mass, level):
     share = np.cumsum(mass, -1, dtype=float)
     return (share <= level[...,None]*share[...,-1:]).sum(-1)
 
-def fixation_maps(
-    fixations:np.ndarray,  # (observers, frames, 2) x and y in px
-    size:tuple[int, int],  # height and width in px
-)->np.ndarray: # bool (frames, height, width)
-    "True where someone looked."
-    if fixations.min() < 0 or (fixations.max((0, 1)) >= size[::-1]).any():
-        raise ValueError(f"fixations reach x, y = {fixations.max((0, 1))} from {fixations.min((0, 1))}: "
-                         f"all must lie in a picture {size[1]} px wide and {size[0]} px high")
-    fixated = np.zeros((fixations.shape[1], *size), bool)
-    fixated[np.arange(fixations.shape[1]),fixations[...,1],fixations[...,0]] = True
-    return fixated
-
 # %% ../../nbs/1_saliency/11_truth.ipynb #8794fdcd
 REFERENCES = ('centre bias', 'ideal without sound', 'hears that, not whose', 'knows relevance, not whose',
               'ideal with sound')
 
 def reference_weights(
-    truth:SceneTruth,
-    model:GazeModel,
+    truth:SceneTruth, # of the scene
+    model:GazeModel, # the law's numbers
 )->dict[str, np.ndarray]: # a key of REFERENCES -> (frames, 1 + sprites)
     "What each ideal observer predicts, as weights of blobs."
     seen = seen_weights(truth, model)
@@ -183,7 +172,7 @@ def reference_weights(
     return dict(zip(REFERENCES, (middle, *blends, true_weights(truth, model)), strict=True))
 
 def reference_densities(
-    spec:SceneSpec,
+    spec:SceneSpec, # the scene
     truth:SceneTruth|None=None,  # of the same spec, if it is known already
     model:GazeModel=GazeModel(), # the law's numbers
 )->dict[str, np.ndarray]: # a key of REFERENCES -> (frames, height, width)
@@ -198,7 +187,7 @@ CONDITIONS = dict(relevant='relevant', irrelevant='music', silent='silent') # co
 def draw_condition(
     seed:int, # of the scene
     take:int, # which sound track
-    model:GazeModel,
+    model:GazeModel, # the law's numbers
 )->str: # relevant, irrelevant or silent
     "Whether a scene's sound is relevant, at the law's chances."
     p_silent = max(0., 1 - model.p_relevant - model.p_irrelevant) # .9 and .1 leave a little less than nothing
@@ -251,8 +240,8 @@ def _look(spec, density, n_observers):
     return sample_fixations(density, n_observers, int(seed), float(spec.fps))
 
 def render_clip(
-    spec:SceneSpec,
-    n_observers:int=20,
+    spec:SceneSpec, # the scene
+    n_observers:int=20, # who watch each clip
     model:GazeModel=GazeModel(), # the law's numbers
 )->GazeClip:
     "A scene, rendered and watched."
@@ -263,9 +252,9 @@ def render_clip(
 
 def iter_clips(
     split:str,                     # train, validation or test
-    n_scenes:int,
+    n_scenes:int, # pictures, from the first of the split
     conditions:tuple=(None,),      # one clip of each scene per condition; None: drawn at the law's chances
-    n_observers:int=20,
+    n_observers:int=20, # who watch each clip
     model:GazeModel=GazeModel(),   # the law's numbers
     **scene,                       # other numbers of SceneSpec
 )->Iterator[GazeClip]:
@@ -278,11 +267,11 @@ def iter_clips(
 EXACT = Protocol('exact') # nothing around the formulas
 
 def score_references(
-    clip:GazeClip,
+    clip:GazeClip, # from `render_clip`, watched under the same law
     model:GazeModel=GazeModel(), # the law's numbers
 )->pd.DataFrame: # a row per reference and frame: reference, condition, video (seed), frame and each metric
     "What each ideal observer scores on a clip."
-    fixated = fixation_maps(clip.fixations, clip.density.shape[1:])
+    fixated = fixated_maps(clip.fixations, clip.density.shape[1:])
     rows = {name: score(density, clip.density, fixated, EXACT)
             for name,density in reference_densities(clip.spec, clip.truth, model).items()}
     condition = clip.spec.sound if clip.spec.sound in CONDITIONS else 'irrelevant'
@@ -339,15 +328,15 @@ class TruthSplit:
     def __len__(self): return len(self.frames)
 
     def sound(self,
-        scene:int,
-        take:int,
+        scene:int, # number of the picture
+        take:int, # number of its sound track
     )->np.ndarray: # (samples,) float32 within -1 to 1
         "A sound track as it is heard."
         return self.waveform[scene,take].astype(np.float32)/32_767
 
     def density(self,
-        scene:int,
-        take:int,
+        scene:int, # number of the picture
+        take:int, # number of its sound track
         frames:int|slice=slice(None),           # which
         reference:str='ideal with sound',       # one of REFERENCES; the last is the law itself
     )->np.ndarray: # (height, width) for one frame, else (frames, height, width)
@@ -371,7 +360,7 @@ def render_split(
     split:str,                   # train, validation or test
     n_scenes:int|None=None,      # pictures; None: as in SIZES
     conditions:tuple=4*(None,),  # of each picture's sound tracks; None: drawn at the law's chances
-    n_observers:int=20,
+    n_observers:int=20, # who watch each clip
     model:GazeModel=GazeModel(), # the law's numbers
     **scene,                     # numbers of SceneSpec other than BENCHMARK's
 )->TruthSplit:
