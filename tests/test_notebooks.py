@@ -58,7 +58,8 @@ def public_names(path):
     return {name for name in names if not name.startswith("_")}
 
 
-def is_experiment(path): return any("parameters" in cell.metadata.get("tags", []) for cell in cells(path, "code"))
+def is_experiment(path): return default_exp(path) is None and "write_record(" in cells(path)[-1].source
+def has_parameters(path): return any("parameters" in cell.metadata.get("tags", []) for cell in cells(path, "code"))
 
 
 def test_there_are_notebooks(): assert len(NOTEBOOKS) >= 10
@@ -146,13 +147,19 @@ def test_no_two_export_cells_in_a_row(path):
     assert not rows, rows
 
 
-@pytest.mark.parametrize("path", list(filter(is_experiment, NOTEBOOKS)), ids=lambda path: path.stem)
-def test_an_experiment_states_its_parameters_and_writes_a_record(path):
-    code = cells(path, "code")
-    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+@pytest.mark.parametrize("path", list(filter(has_parameters, NOTEBOOKS)), ids=lambda path: path.stem)
+def test_parameters_are_typed_literals_with_a_comment(path):
+    tagged = [cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     for node, line in zip(tree_of(tagged[0]).body, code_lines(tagged[0].source), strict=True):
         assert isinstance(node, ast.AnnAssign) and "#" in line, f"not `name: type = literal  # comment`: {line}"
         ast.literal_eval(node.value)
-    assert not any(cell.outputs for cell in code), "the executed copy belongs to the run, not here"
-    assert "write_record(" in code[-1].source or "display(" in code[-1].source
+
+
+def test_there_is_an_experiment(): assert list(filter(is_experiment, NOTEBOOKS))
+
+
+@pytest.mark.parametrize("path", list(filter(is_experiment, NOTEBOOKS)), ids=lambda path: path.stem)
+def test_an_experiment_has_parameters_and_keeps_its_output_elsewhere(path):
+    assert has_parameters(path)
+    assert not any(cell.outputs for cell in cells(path, "code")), "the executed copy belongs to the run, not here"
