@@ -16,6 +16,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from torch.utils.data import DataLoader
 
 from avbook.classification.data import MapBatches, RecordMap, RecordStream, convert, to_rows, to_sample, verify_map
+from avbook.classification.metrics import Tally, class_average_precision, gap, map_top20
 from avbook.classification.records import (
     WIDTHS,
     Record,
@@ -300,6 +301,29 @@ def test_pitfall_missing_sound_is_missing_at_both_levels(tmp_path):
     assert not found["audio"].any() and not found["has_audio"].any() and found["has_visual"].all()
     deaf_and_blind = make_clip(rgb=np.zeros((7, 1024), np.uint8), audio=None)
     with pytest.raises(RecordError, match="neither picture nor sound"): parse_record(to_payload(deaf_and_blind))
+
+
+def test_pitfall_mean_average_precision_of_a_small_subset_depends_on_what_is_counted():
+    "Classes without a label in the subset are left out, not counted as 0; cutting each video's list changes the rest."
+    draw = np.random.default_rng(0)
+    scores,labels = draw.random((50, 3862)),np.zeros((50, 3862), bool)
+    labels[np.arange(50), draw.integers(30, size=50)] = True
+    scores[labels] += 1
+    assert map_top20(scores, labels) == 1 and gap(scores, labels) == 1
+    scores = draw.random((50, 3862))
+    whole,cut = np.nanmean(class_average_precision(scores, labels)),map_top20(scores, labels)
+    assert np.isnan(class_average_precision(scores, labels)[30:]).all() and cut < whole
+
+
+def test_pitfall_labels_are_incomplete():
+    "Even whoever knows every label scores low where most of them were never written down."
+    draw = np.random.default_rng(0)
+    true = draw.random((2000, 40)) < .1
+    written = true & (draw.random(true.shape) < .145)
+    tally = Tally(40)
+    tally.update(true.astype(float), written)
+    assert gap(true.astype(float), true) == 1 and gap(true.astype(float), written) < .2
+    assert tally.compute()["f1_micro@0.5"] == pytest.approx(2*.145/1.145, abs=.02)
 
 
 def test_pitfall_a_bare_message_is_no_tfrecord(tmp_path):
