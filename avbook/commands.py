@@ -164,7 +164,7 @@ _Notebook = Annotated[str, typer.Argument(
 _Given = Annotated[list[str]|None, typer.Option(
     "-p", "--parameter", metavar="NAME VALUE", help="A parameter's value; may be given again for others.")]
 _Profile = Annotated[str|None, typer.Option(help="Short for -p profile VALUE: smoke, quick or paper.")]
-_Limit = Annotated[float|None, typer.Option(min=0, help="Seconds after which a run is given up.")]
+_Limit = Annotated[float|None, typer.Option(min=1, help="Seconds after which a run is given up.")]
 _Force = Annotated[bool, typer.Option("--force", help="Run again what is done, from the beginning.")]
 _Workers = Annotated[int|None, typer.Option(
     min=1, help="Runs at a time.  [default: one for every two cores; one with a GPU]")]

@@ -261,7 +261,8 @@ def _prepare(job, force):
     note = dict(asdict(job), host=socket.gethostname(), process=os.getpid(),
                 started=datetime.now(UTC).isoformat(timespec="seconds"),
                 is_resumed=(job.partial/"checkpoints").exists())
-    (job.partial/"run.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+    with atomic_path(job.partial/"run.json") as path:
+        path.write_text(json.dumps(note, indent=1), encoding="utf-8")
     changed = [name for name,now in run_digests(job.notebook).items() if now != job.digests[name]]
     if changed: raise RunFailed(f"the {' and the '.join(changed)} changed after it was planned: start again")
 

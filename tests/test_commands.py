@@ -8,6 +8,7 @@ import sys
 import time
 
 import nbformat
+import psutil
 import pytest
 
 PARAMETERS = """\
@@ -19,6 +20,7 @@ BODY = """\
 import time
 from avbook.records import run_folder, write_record
 if seed == 13: raise ValueError("13 brings bad luck")
+(run_folder()/"checkpoints").mkdir(exist_ok=True)
 for step in range(n_steps): time.sleep(.2)
 print("did", n_steps, "steps", flush=True)
 (run_folder()/"clip.mp4").write_bytes(b"not really")
@@ -111,13 +113,15 @@ def test_ctrl_c_and_then_the_same_command(book):
     process = started(*command)
     finished = book.parent/"artifacts"/"runs"/"18_train"
     end = time.monotonic() + 60
-    while not (list(finished.glob("*[0-9a-f]/record.json")) and list(finished.glob("*.partial/log.txt"))):
+    while not (list(finished.glob("*[0-9a-f]/record.json")) and list(finished.glob("*.partial/checkpoints"))):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(.1)
     process.send_signal(signal.SIGTERM)   # as Ctrl-C
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.endswith("avbook: stopped; nothing finished is lost, the same command goes on\n"), errors
+    assert not psutil.Process().children(recursive=True)
+    assert list(finished.glob("*.partial/checkpoints"))
     [record] = finished.glob("*[0-9a-f]/record.json")
     before = record.read_text()
     code, output, errors = call(*command[:3], "n_steps=1", "--workers", "1")

@@ -133,24 +133,11 @@ def test_a_sweep_killed_in_the_middle_does_only_what_is_missing(notebook, tmp_pa
 
 
 def test_two_sweeps_at_once_share_the_work(notebook, tmp_path):
-    with sweeper(notebook, tmp_path/"runs", six()[:4]) as process:
-        table = sweep(notebook, six()[:4], runs=tmp_path/"runs", n_workers=1)
+    with sweeper(notebook, tmp_path/"runs", six(1)[:3]) as process:
+        table = sweep(notebook, six(1)[:3], runs=tmp_path/"runs", n_workers=1)
         assert process.wait() == 0, process.stdout.read()
-    assert table.state.tolist() == ["done"]*4
-    assert executions(notebook) == {0: 1, 1: 1, 2: 1, 3: 1}
-
-
-def test_ctrl_c_stops_in_seconds_and_keeps_what_was_reached(notebook, tmp_path):
-    runs = tmp_path/"runs"
-    jobs = plan(notebook, six(n_steps=200), runs)
-    with sweeper(notebook, runs, six(n_steps=200)) as process:
-        wait_until(lambda: any((job.partial/"checkpoints"/"steps.txt").exists() for job in jobs))
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
-    assert "KeyboardInterrupt" in output
-    assert not kernels_of(runs)
-    assert [job.state() for job in jobs] == ["to do"]*6
-    assert any((job.partial/"checkpoints"/"steps.txt").exists() for job in jobs)
+    assert table.state.tolist() == ["done"]*3
+    assert executions(notebook) == {0: 1, 1: 1, 2: 1}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -158,11 +145,11 @@ def test_the_same_sweep_on_a_dask_cluster(notebook, tmp_path):
     distributed = pytest.importorskip("distributed")
     with (distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
           distributed.Client(cluster) as client):
-        table = sweep(notebook, six(), client.get_executor(), tmp_path/"runs", n_workers=2)
+        table = sweep(notebook, six(1), client.get_executor(), tmp_path/"runs", n_workers=2)
         assert table.state.tolist() == ["done"]*5 + ["failed"]
         assert table.error[5] == "RuntimeError: this one cannot be done"
-        assert sweep(notebook, six()[:5], client.get_executor(), tmp_path/"runs").state.eq("done").all()
-    assert table.key.tolist() == [job.key[:16] for job in plan(notebook, six())]
+        assert sweep(notebook, six(1)[:5], client.get_executor(), tmp_path/"runs").state.eq("done").all()
+    assert table.key.tolist() == [job.key[:16] for job in plan(notebook, six(1))]
     assert executions(notebook) == {0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}
     print(table.drop(columns="key").to_string())
 
@@ -182,10 +169,11 @@ def test_a_pool_of_processes_and_a_worker_that_dies(notebook, tmp_path):
 
 def test_what_can_go_wrong_is_told_in_a_line(notebook, tmp_path):
     jobs = plan(notebook, [dict(wrong=wrong) for wrong in ("exit", "forget", "hang")], tmp_path/"runs")
-    table = run_jobs(jobs, n_workers=3, time_limit=15)
-    assert [line[:28] for line in table.error] == [
-        "the kernel died: out of memo", "the notebook came to its end", "its 15 seconds are over"]
-    assert table.state.tolist() == ["failed"]*3
+    table = run_jobs(jobs[:2], n_workers=2)
+    assert [line[:28] for line in table.error] == ["the kernel died: out of memo", "the notebook came to its end"]
+    table = run_jobs(jobs[2:], time_limit=4)
+    assert table.error.tolist() == ["its 4 seconds are over"]
+    assert [job.state() for job in jobs] == ["failed"]*3 and not kernels_of(tmp_path)
 
 
 def test_odd_folders_live_log_and_force(tmp_path, capsys):
@@ -196,11 +184,11 @@ def test_odd_folders_live_log_and_force(tmp_path, capsys):
     assert record["metrics"][0]["caps"] >= 1 and record["profile"] == "quick" and record["seed"] == 3
     assert "step 0\nstep 1\nstep 2\n" in capsys.readouterr().out
     [job] = plan(notebook, [dict(seed=3)], folder/"runs")
-    assert (job.folder/"log.txt").read_text() == "step 0\nstep 1\nstep 2\n"
+    assert (job.folder/"log.txt").read_text().startswith("step 0\nstep 1\nstep 2\n")
     assert run(notebook, dict(seed=3), folder/"runs") == record
     forced = run(notebook, dict(seed=3), folder/"runs", force=True)
     assert forced["written"] >= record["written"] and forced["metrics"][0]["value"] == 0   # from the beginning
-    with pytest.raises(RunFailed, match="15 seconds|0.1 seconds"):
+    with pytest.raises(RunFailed, match="its 0.1 seconds are over"):
         run(notebook, dict(seed=3), folder/"runs", force=True, time_limit=.1)
     assert job.record() == forced                                    # a result stands until a better one is whole
     assert load_records(folder/"runs").seed.tolist() == [3]
