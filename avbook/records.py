@@ -16,7 +16,6 @@ import operator
 import os
 import re
 import resource
-import socket
 import sys
 import time
 import tokenize
@@ -255,7 +254,7 @@ def write_record(
         parameters=parameters, metrics=[_checked_row(row, {*parameters}) for row in metrics],
         commit=machine.pop("commit"), is_dirty=machine.pop("is_dirty"),
         device=machine["gpu"][0] if machine["gpu"] else "cpu", environment=machine,
-        host=socket.gethostname(), n_threads=torch.get_num_threads(), peak_memory=_peak_memory(),
+        n_threads=torch.get_num_threads(), peak_memory=_peak_memory(),
         seconds=round(time.time() - process.create_time(), 2),
         written=datetime.now(UTC).isoformat(timespec="seconds"))
     with atomic_path(folder/"record.json") as path:
