@@ -1,5 +1,6 @@
 """The saliency metrics against two oracles: pysaliency, and MATLAB's formulas written out as loops."""
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from avbook.saliency import metrics
 from avbook.saliency.metrics import PROTOCOLS, auc_judd, cc, kl_divergence, nss, prepare, score, sim
 
 with warnings.catch_warnings():
@@ -122,6 +124,26 @@ def test_counted_looks_are_hits_of_their_own():
     rows, columns = np.nonzero(fixated)
     each = oracle.NSS(saliency, np.repeat(columns, looks[fixated]), np.repeat(rows, looks[fixated]))
     assert nss(saliency, looks, ddof=0, counts=True) == pytest.approx(each.mean(), abs=1e-9)
+
+
+def test_torch_counts_and_measures_as_numpy_does(monkeypatch):
+    "The way of tensors with a gradient or on a GPU, taken here on the CPU."
+    generator = np.random.default_rng(8)
+    maps, densities = np.floor(8*generator.random((2, 6, 15, 21)))
+    fixated = generator.random(maps.shape) < .01*np.arange(6)[:, None, None]
+    cases = [(cc, densities), (sim, densities), (kl_divergence, densities), (nss, fixated),
+             *((partial(auc_judd, ties=ties), fixated) for ties in ("mean", "jitter", "literal"))]
+    expected = [metric(maps, truth) for metric, truth in cases]
+    in_groups = metrics._in_groups
+    monkeypatch.setattr(metrics, "_in_groups", lambda *given: in_groups(*given[:-1], torch.device("cpu")))
+    for (metric, truth), value in zip(cases, expected, strict=True):
+        np.testing.assert_allclose(metric(torch.tensor(maps), truth), value, atol=1e-12)
+
+
+def test_black_and_white_maps_are_numbers():
+    maps, densities = np.random.default_rng(9).random((2, 3, 8, 9)) > .5
+    for metric in (cc, sim, kl_divergence): np.testing.assert_array_equal(metric(maps, densities), metric(maps*1., densities*1.))
+    assert score(maps, densities, densities).notna().all(axis=None)
 
 
 def test_every_pixel_looked_at_has_no_auc():

@@ -9,6 +9,7 @@ __all__ = ['EPSILON', 'PROTOCOLS', 'BETTER', 'cc', 'sim', 'kl_divergence', 'nss'
 # %% ../../nbs/1_saliency/13_metrics.ipynb #5e14e47a
 import re
 from dataclasses import replace
+from threading import local
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,6 @@ import torch
 from pydantic.dataclasses import dataclass
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.linalg import vecdot
 from torch.nn import functional
 
 from ..show import COLOURS, Picture
@@ -28,20 +28,26 @@ def _dtype(values):
     if isinstance(values, Tensor): return str(values.dtype).removeprefix("torch.")
     return np.asarray(values).dtype.name
 
-def _rows(values, what, first=0):
-    "Finite numbers as float64 (n, pixels); the first of them is number `first` in an error."
-    if not isinstance(values, Tensor): values = torch.from_numpy(np.require(values, np.float64, ["C", "W"]))
-    rows = values.double().reshape(-1, values.shape[-2]*values.shape[-1])
-    is_bad = ~torch.isfinite(rows.detach().sum(1))
-    if is_bad.any():
-        raise ValueError(f"{what} {first + int(is_bad.nonzero()[0])} holds NaN or infinite values")
-    return rows
+def _module(rows):
+    "The library that computes with these rows; both know the functions that the formulas below call."
+    return torch if isinstance(rows, Tensor) else np
+
+def _rows(values, what, first=0, device=None):
+    "Finite numbers as float64 (n, pixels), or looks as bool: a tensor on this device or, without one, an array."
+    dtype = "bool" if what == "fixations" and _dtype(values) == "bool" else "float64"
+    if not isinstance(values, Tensor): values = torch.from_numpy(np.require(values, dtype, ["C", "W"]))
+    rows = values.to(device or "cpu", getattr(torch, dtype)).reshape(-1, values.shape[-2]*values.shape[-1])
+    if device is None: rows = rows.detach().numpy()
+    if dtype == "bool": return rows
+    is_bad = ~_module(rows).isfinite(rows.sum(1))
+    if not is_bad.any(): return rows
+    raise ValueError(f"{what} {first + int(_module(rows).where(is_bad)[0][0])} holds NaN or infinite values")
 
 def _refuse_negative(rows, what, first, advice):
     "Stop at a row that goes below zero."
-    least = rows.detach().amin(1)
+    least = _module(rows).amin(rows, 1)
     if not (least < 0).any(): return
-    index = int((least < 0).nonzero()[0])
+    index = int(_module(rows).where(least < 0)[0][0])
     raise ValueError(f"{what} {first + index} goes down to {least[index].item():.3g}: {advice}")
 
 def _refuse_shape(values, what):
@@ -53,9 +59,17 @@ def _refuse_shape(values, what):
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #f021fd5a
 _GROUP = 2**18 # pixels measured at a time: 2 MB of float64
+_KEPT = local() # spare memory of each thread
+
+def _spares(n_rows, n_pixels):
+    "Two arrays to write into; what is in them does not outlive a group."
+    size = n_rows*n_pixels
+    if size > _GROUP: return list(np.empty((2, n_rows, n_pixels)))
+    if not hasattr(_KEPT, "pair"): _KEPT.pair = np.empty((2, _GROUP))
+    return list(_KEPT.pair[:, :size].reshape(2, n_rows, n_pixels))
 
 def _per_map(
-    measure, # from maps and truths, (n, pixels) each, and the number of the first, to one value each (n,)
+    measure, # from maps and truths, (n, pixels) each, the number of the first, and spares, to values (n,)
     saliency, # predicted maps as the user gave them
     truth, # densities or fixations as the user gave them
     what # what the truth is called in an error
@@ -64,38 +78,63 @@ def _per_map(
     if np.shape(saliency) != np.shape(truth):
         raise ValueError(f"map is {tuple(np.shape(saliency))} but {what} is {tuple(np.shape(truth))}")
     for values,name in ((saliency, "map"), (truth, what)): _refuse_shape(values, name)
-    batch = [values if isinstance(values, Tensor) else np.asarray(values) for values in (saliency, truth)]
-    batch = [values if values.ndim == 3 else values[None] for values in batch]
-    n_maps,height,width = batch[0].shape
-    step,found = max(1, _GROUP//(height*width)),[]
-    for first in range(0, max(n_maps, 1), step):
-        maps,truths = [_rows(values[first:first + step], name, first)
-                       for values,name in zip(batch, ("map", what), strict=True)]
-        _refuse_negative(truths, what, first, "what counts or weighs looks cannot be negative")
-        found.append(measure(maps, truths.to(maps.device), first))
-    found = torch.cat(found)
-    if not isinstance(saliency, Tensor): found = found.numpy()
+    is_tensor,batch = isinstance(saliency, Tensor),[]
+    for values in (saliency, truth):
+        values = values if isinstance(values, Tensor) else np.asarray(values)
+        batch.append(values if values.ndim == 3 else values[None])
+    needs_torch = is_tensor and (saliency.device.type != "cpu" or saliency.requires_grad
+                                 or getattr(truth, "requires_grad", False))
+    found = _in_groups(measure, *batch, what, saliency.device if needs_torch else None)
+    if is_tensor: found = torch.as_tensor(found)
     if np.ndim(saliency) == 3: return found
-    return found[0] if isinstance(saliency, Tensor) else float(found[0])
+    return found[0] if is_tensor else float(found[0])
+
+@np.errstate(all="ignore")   # 0/0 is NaN, and means something
+def _in_groups(measure, maps, truths, what, device):
+    "What `measure` finds for maps and truths (n, height, width), a group at a time."
+    n_pixels = maps.shape[1]*maps.shape[2]
+    step = max(1, min(len(maps), _GROUP//n_pixels))
+    found = []
+    for first in range(0, max(len(maps), 1), step):
+        group = [_rows(values[first:first + step], name, first, device)
+                 for values,name in ((maps, "map"), (truths, what))]
+        _refuse_negative(group[1], what, first, "what counts or weighs looks cannot be negative")
+        spares = [None, None] if device else _spares(*group[0].shape)
+        found.append(measure(*group, first, spares))
+    return _module(found[0]).concatenate(found)
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #ed457c8c
-def _is_flat(rows): return rows.amin(1) == rows.amax(1)
+def _is_flat(rows):
+    "Whether all of a row's pixels are equal; mostly a hundred of them show that they are not."
+    module,few = _module(rows),rows[:, ::rows.shape[1]//100 + 1]
+    differs = module.amin(few, 1) != module.amax(few, 1)
+    return ~differs if differs.all() else module.amin(rows, 1) == module.amax(rows, 1)
 
-def _deviations(rows):
+def _is_empty(rows): return _is_flat(rows) & (rows[:, 0] == 0)
+
+def _dot(left, right): return _module(left).einsum("rp,rp->r", left, right)
+
+def _deviations(rows, out=None):
     "Each row minus its mean, exactly 0 in a flat one."
-    return rows - torch.where(_is_flat(rows), rows[:, 0], rows.mean(1))[:, None]
+    module = _module(rows)
+    return module.subtract(rows, module.where(_is_flat(rows), rows[:, 0], rows.mean(1))[:, None], out=out)
+
+def _above_least(rows, out=None):
+    "Each row minus its least value."
+    return _module(rows).subtract(rows, _module(rows).amin(rows, 1)[:, None], out=out)
 
 def _stretched(rows):
     "Each row from 0 to 1, a flat one all 0."
-    low = rows.amin(1, keepdim=True)
-    spread = rows.amax(1, keepdim=True) - low
-    return (rows - low)/torch.where(spread > 0, spread, 1.)
+    module,rows = _module(rows),_above_least(rows)
+    largest = module.amax(rows, 1)[:, None]
+    return rows/module.where(largest > 0, largest, 1.)
 
-def _distribution(rows):
+def _distribution(rows, out=None):
     "Each row scaled to sum to one; a row of zeros becomes uniform."
-    is_empty = rows.sum(1, keepdim=True) == 0
-    if is_empty.any(): rows = rows.masked_fill(is_empty, 1.)
-    return rows/rows.sum(1, keepdim=True)
+    module,total = _module(rows),rows.sum(1)[:, None]
+    if not total.all():
+        rows,total = module.where(total == 0, 1., rows),module.where(total == 0, rows.shape[1], total)
+    return module.divide(rows, total, out=out)
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #f789abf5
 def cc(
@@ -105,12 +144,12 @@ def cc(
     "Correlation of a predicted map with the density of looks."
     return _per_map(_correlation, saliency, density, "density")
 
-def _correlation(maps, truths, _):
-    is_unknown = _is_flat(truths)
-    maps,truths = _deviations(maps),_deviations(truths)
-    scale = vecdot(maps, maps)*vecdot(truths, truths)
-    values = vecdot(maps, truths)/torch.where(scale > 0, scale, 1.).sqrt()
-    return values.masked_fill(is_unknown, torch.nan)
+def _correlation(maps, truths, _, spares):
+    module,is_unknown = _module(maps),_is_flat(truths)
+    maps,truths = [_deviations(*pair) for pair in zip((maps, truths), spares, strict=True)]
+    scale = _dot(maps, maps)*_dot(truths, truths)
+    values = _dot(maps, truths)/module.sqrt(module.where(scale > 0, scale, 1.))
+    return module.where(is_unknown, module.nan, values)
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #1f7826f7
 def sim(
@@ -119,12 +158,12 @@ def sim(
     stretch:bool=True # stretch both to [0, 1] first, as MIT's code does; else the map must be at least 0
 )->float|np.ndarray|Tensor: # one per map, from 0 to 1; NaN for an empty density
     "Mass that the predicted map and the density of looks have in common."
-    def shared(maps, truths, first):
-        is_empty = truths.amax(1) == 0
-        if stretch: maps,truths = [rows - rows.amin(1, keepdim=True) for rows in (maps, truths)]
+    def shared(maps, truths, first, spares):
+        module,is_empty,rows = _module(maps),_is_empty(truths),[maps, truths]
+        if stretch: rows = [_above_least(*pair) for pair in zip(rows, spares, strict=True)]
         else: _refuse_negative(maps, "map", first, "a distribution is at least 0; or use stretch=True")
-        values = torch.minimum(_distribution(maps), _distribution(truths)).sum(1)
-        return values.masked_fill(is_empty, torch.nan)
+        rows = [_distribution(*pair) for pair in zip(rows, spares, strict=True)]
+        return module.where(is_empty, module.nan, module.minimum(*rows, out=spares[0]).sum(1))
     return _per_map(shared, saliency, density, "density")
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #f83353f5
@@ -137,11 +176,13 @@ def kl_divergence(
     "Divergence of the predicted distribution from the density of looks."
     return _per_map(_divergence, saliency, density, "density")
 
-def _divergence(maps, truths, first):
+def _divergence(maps, truths, first, spares):
     _refuse_negative(maps, "map", first, "a distribution is at least 0; give a sigmoid or softmax of it")
-    predicted,actual = _distribution(maps),_distribution(truths)
-    values = vecdot(actual, torch.log(EPSILON + actual/(predicted + EPSILON)))
-    return values.masked_fill(truths.amax(1) == 0, torch.nan)
+    module,is_empty = _module(maps),_is_empty(truths)
+    predicted,actual = [_distribution(*pair) for pair in zip((maps, truths), spares, strict=True)]
+    ratio = module.divide(actual, module.add(predicted, EPSILON, out=spares[0]), out=spares[0])
+    costs = module.log(module.add(ratio, EPSILON, out=spares[0]), out=spares[0])
+    return module.where(is_empty, module.nan, _dot(actual, costs))
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #905ffa5c
 def _looks(fixated, counts):
@@ -158,54 +199,70 @@ def nss(
     counts:bool=False # count every look at a pixel, not the pixel once
 )->float|np.ndarray|Tensor: # mean z-score where people looked, one per map; NaN without a fixation
     "Normalised scanpath saliency."
-    def standardised(maps, looks, _):
-        maps = _deviations(maps)
-        variance = vecdot(maps, maps)/(maps.shape[1] - ddof)
-        return vecdot(maps, looks)/looks.sum(1)/torch.where(variance > 0, variance, 1.).sqrt()
+    def standardised(maps, looks, _, spares):
+        module = _module(maps)
+        maps,looks = _deviations(maps, spares[0]),module.asarray(looks, dtype=module.float64)
+        variance = _dot(maps, maps)/(maps.shape[1] - ddof)
+        return _dot(maps, looks)/looks.sum(1)/module.sqrt(module.where(variance > 0, variance, 1.))
     return _per_map(standardised, saliency, _looks(fixated, counts), "fixations")
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #08883920
-def _ascending(rows):
-    "Each row sorted, on its device."
-    if rows.device.type != "cpu": return rows.sort(1).values
-    return torch.from_numpy(np.sort(rows.numpy(), axis=1))
+def _ascending(rows, out):
+    "Each row sorted."
+    if isinstance(rows, Tensor): return rows.sort(1).values
+    out[:] = rows
+    out.sort(axis=1)
+    return out
+
+def _n_below(ordered, values, or_equal=False):
+    "How many of each ascending row are below each of its values (n, any number)."
+    if isinstance(ordered, Tensor): return torch.searchsorted(ordered, values, right=or_equal)
+    side = "right" if or_equal else "left"
+    rows = [np.searchsorted(*pair, side) for pair in zip(ordered, values, strict=True)]
+    return np.array(rows, np.int64).reshape(values.shape)
 
 def _at_looks(rows, looks):
     "Values at looked-at pixels, descending, and their number of looks; short rows end in -inf with 0 looks."
-    row,pixel = looks.nonzero(as_tuple=True)
-    n_fixated = torch.bincount(row, minlength=len(rows))
-    place = torch.arange(len(row), device=rows.device) - (n_fixated.cumsum(0) - n_fixated)[row]
-    values = rows.new_full((len(rows), int(n_fixated.amax()) if len(rows) else 0), -torch.inf)
-    weights = torch.zeros_like(values)
-    values[row, place],weights[row, place] = rows[row, pixel],looks[row, pixel]
-    values,order = values.sort(dim=1, descending=True, stable=True)
-    return values, weights.gather(1, order), n_fixated[:, None]
+    module,(n_rows,n_pixels) = _module(rows),rows.shape
+    flat = module.where(looks.reshape(-1))[0]   # in one dimension, where NumPy is four times as fast
+    row = flat//n_pixels
+    n_fixated = module.bincount(row, minlength=n_rows)
+    place = module.arange(len(row), device=rows.device) - (n_fixated.cumsum(0) - n_fixated)[row]
+    shape = n_rows, int(n_fixated.max()) if n_rows else 0
+    values = module.full(shape, -module.inf, dtype=rows.dtype, device=rows.device)
+    weights = module.zeros_like(values)
+    values[row, place] = rows.reshape(-1)[flat]
+    weights[row, place] = module.asarray(looks.reshape(-1)[flat], dtype=rows.dtype)
+    order = module.argsort(-values, stable=True)
+    every = module.arange(n_rows, device=rows.device)[:, None]
+    return values[every, order], weights[every, order], n_fixated[:, None]
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #322f252c
-def _false_alarms(rows, values, n_fixated, ties):
+def _false_alarms(rows, values, n_fixated, ties, spare):
     "Share of the pixels nobody looked at that reach each value, as the way of handling ties counts them."
-    n_pixels,ordered = rows.shape[1],_ascending(rows)
-    n_reach = n_pixels - torch.searchsorted(ordered, values)
-    rank = torch.arange(1, values.shape[1] + 1, device=rows.device, dtype=rows.dtype)
+    n_pixels,ordered = rows.shape[1],_ascending(rows, spare)
+    n_reach = n_pixels - _n_below(ordered, values)
+    rank = _module(rows).arange(1, values.shape[1] + 1, device=rows.device, dtype=rows.dtype)
     if ties == "mean":
-        n_above = n_pixels - torch.searchsorted(ordered, values, right=True)
-        fixated_reach = torch.searchsorted(-values, -values, right=True)
-        fixated_above = torch.searchsorted(-values, -values)
+        n_above = n_pixels - _n_below(ordered, values, or_equal=True)
+        fixated_reach,fixated_above = _n_below(-values, -values, or_equal=True),_n_below(-values, -values)
         n_others = (n_reach - n_above) - (fixated_reach - fixated_above)
         waiting = (rank - fixated_above)/(fixated_reach - fixated_above + 1)
         return (n_above - fixated_above + n_others*waiting)/(n_pixels - n_fixated)
     return (n_reach - rank)/(n_pixels - n_fixated)
 
-def _judd_curve(rows, looks, ties, seed):
+def _judd_curve(rows, looks, ties, seed, spare):
     "False alarms and hits, each (n, points), from (0, 0) to (1, 1), which is repeated where points are few."
+    module = _module(rows)
     if ties == "jitter":
-        noise = torch.rand(rows.shape[1], generator=torch.Generator().manual_seed(seed), dtype=rows.dtype)
-        rows = _stretched(rows) + 1e-7*noise.to(rows.device)
+        noise = torch.rand(rows.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        rows = _stretched(rows) + 1e-7*module.asarray(noise, device=rows.device)
     values,weights,n_fixated = _at_looks(rows, looks)
-    is_padding = weights == 0
-    false_alarms = _false_alarms(rows, values, n_fixated, ties).masked_fill(is_padding, 1.)
-    hits = (weights.cumsum(1)/weights.sum(1, keepdim=True)).masked_fill(is_padding, 1.)
-    return [functional.pad(functional.pad(curve, (1, 0)), (0, 1), value=1.) for curve in (false_alarms, hits)]
+    false_alarms = _false_alarms(rows, values, n_fixated, ties, spare)
+    hits = weights.cumsum(1)/weights.sum(1)[:, None]
+    zero = module.zeros_like(rows[:, :1])
+    return [module.concatenate([zero, module.where(weights == 0, 1., curve), zero + 1], 1)
+            for curve in (false_alarms, hits)]
 
 def auc_judd(
     saliency:np.ndarray|Tensor, # predicted map, any scale
@@ -217,11 +274,12 @@ def auc_judd(
     "Area under the ROC curve with Judd's thresholds."
     if ties not in ("mean", "jitter", "literal"):
         raise ValueError(f"ties is {ties!r}, not 'mean', 'jitter' or 'literal'")
-    def area(maps, looks, _):
-        maps = maps.detach()
-        false_alarms,hits = _judd_curve(maps, looks, ties, seed)
-        values = torch.trapezoid(hits, false_alarms, dim=1).masked_fill(_is_flat(maps), .5)
-        return values.masked_fill(looks.sum(1) == 0, torch.nan)
+    def area(maps, looks, _, spares):
+        module = _module(maps)
+        false_alarms,hits = _judd_curve(maps, looks, ties, seed, spares[0])
+        values = module.where(_is_flat(maps), .5, module.trapezoid(hits, false_alarms))
+        return module.where(looks.any(1), values, module.nan)
+    if isinstance(saliency, Tensor): saliency = saliency.detach()   # counting has no gradient
     return _per_map(area, saliency, _looks(fixated, counts), "fixations")
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #b9cb21a4
@@ -232,12 +290,11 @@ def show_judd(
 )->Picture:
     "The ROC curve with Judd's thresholds over the curve with all of them."
     maps,looks = _rows(saliency, "map"),_rows(_looks(fixated, counts=False), "fixations")
-    false_alarms,hits = _judd_curve(maps, looks, "mean", seed=0)
-    order = maps[0].argsort(descending=True)
-    looked = looks[0, order]
+    false_alarms,hits = _judd_curve(maps, looks, "mean", seed=0, spare=np.empty_like(maps))
+    looked = looks[0, maps[0].argsort()[::-1]]
     picture = Picture(3.6, 3.2)
     axes = picture.subplots()
-    axes.plot(*[share.cumsum(0)/share.sum() for share in (1 - looked, looked)], color=COLOURS["truth"],
+    axes.plot(*[share.cumsum(0)/share.sum() for share in (~looked, looked)], color=COLOURS["truth"],
               label="all thresholds")
     axes.plot(false_alarms[0], hits[0], "o-", markersize=4, color=COLOURS["fixations"],
               label="Judd's thresholds")
@@ -306,9 +363,9 @@ def prepare(
     "Predicted maps as they are when the protocol scores them."
     if np.ndim(saliency) != 3:
         raise ValueError(f"maps are {tuple(np.shape(saliency))}, not (n, height, width)")
-    rows = _rows(saliency, "map").detach()
+    rows = _rows(saliency, "map")
     _refuse_negative(rows, "map", 0, "what is stored as an image must be at least 0; give a sigmoid of it")
-    maps = rows.reshape(saliency.shape)
+    maps = torch.from_numpy(rows.reshape(saliency.shape)).to(getattr(saliency, "device", "cpu"))
     if protocol.blur_first:
         maps = _resized(_blurred(_stored(maps, protocol), protocol), size, protocol.resize)
     else:
@@ -330,17 +387,20 @@ def score(
     "Every metric of every frame, as this protocol has it."
     if np.ndim(density) != 3 or len(saliency) != len(density):
         raise ValueError(f"there are {len(saliency)} maps but densities are {tuple(np.shape(density))}")
-    groups = [slice(start, start + 8) for start in range(0, len(density), 8)]
-    rows = [_score_group(prepare(saliency[group], tuple(density.shape[1:]), protocol, frame_size),
-                         density[group], fixated[group], protocol) for group in groups]
-    return pd.concat([pd.DataFrame(columns=list(BETTER), dtype=float), *rows], ignore_index=True)
+    size = tuple(density.shape[1:])
+    step = max(1, _GROUP//(size[0]*size[1]))
+    groups = [slice(start, start + step) for start in range(0, max(len(density), 1), step)]
+    rows = [_score_group(prepare(saliency[group], size, protocol, frame_size), density[group], fixated[group], protocol)
+            for group in groups]
+    return pd.DataFrame({name: np.concatenate([row[name] for row in rows]) for name in BETTER})
 
 def _score_group(maps, density, fixated, protocol):
+    positive = maps.clip(min=0)   # a bicubic resize may have gone below
     values = dict(
-        cc=cc(maps, density), sim=sim(maps.clip(min=0), density, protocol.stretch_sim),
-        kl=kl_divergence(maps.clip(min=0), density), nss=nss(maps, fixated, protocol.ddof, protocol.counts),
+        cc=cc(maps, density), sim=sim(positive, density, protocol.stretch_sim),
+        kl=kl_divergence(positive, density), nss=nss(maps, fixated, protocol.ddof, protocol.counts),
         auc_judd=auc_judd(maps, fixated, protocol.ties, protocol.counts))
-    return pd.DataFrame({name: torch.as_tensor(value).cpu().numpy() for name,value in values.items()})
+    return {name: torch.as_tensor(value).cpu().numpy() for name,value in values.items()}
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #c84064a4
 def average(
