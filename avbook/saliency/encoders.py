@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMALISATIONS', 'RATES', 'scaled', 'Unit', 'SeparableUnit', 'Inception', 'feature_sizes', 'S3D', 'Normalise',
-           'conv_unit', 'ASPP', 'LIP', 'TemporalLIP', 'PictureEncoder', 'SoundStage', 'SoundNet', 'LogMelEar']
+           'conv_unit', 'ASPP', 'FrameNorm', 'LIP', 'TemporalLIP', 'PictureEncoder', 'SoundStage', 'SoundNet',
+           'LogMelEar']
 
 # %% ../../nbs/1_saliency/14_encoders.ipynb #3e91e1c7
 import librosa
@@ -196,6 +197,22 @@ class ASPP(nn.Module):
         return features + self.merge(torch.cat(looks, 1))
 
 # %% ../../nbs/1_saliency/14_encoders.ipynb #a6dd48d0
+class FrameNorm(nn.Module):
+    "Each channel of each frame with mean 0 and deviation 1, then scaled; a frame of one pixel becomes 0."
+    def __init__(self,
+        n_channels:int,
+    ):
+        super().__init__()
+        self.weight,self.bias = nn.Parameter(torch.ones(n_channels)),nn.Parameter(torch.zeros(n_channels))
+
+    def forward(self,
+        frames:Tensor, # (frames, n_channels, height, width)
+    )->Tensor: # same shape
+        precise = frames.to(torch.promote_types(frames.dtype, torch.float32))
+        spread,middle = torch.var_mean(precise, (2, 3), correction=0, keepdim=True)
+        scale,shift = self.weight[:, None, None],self.bias[:, None, None]
+        return ((precise - middle)*(spread + 1e-5).rsqrt()*scale + shift).to(frames.dtype)
+
 class LIP(nn.Module):
     "A local mean whose weights the network chooses, frame by frame."
     def __init__(self,
@@ -206,11 +223,10 @@ class LIP(nn.Module):
         padding:int=1,  # px
     ):
         super().__init__()
-        norm = lambda channels: nn.GroupNorm(channels, channels)
         self.logit = nn.Sequential(
-            nn.Conv2d(n_channels, inner, 1, bias=False), norm(inner), nn.ReLU(),
-            nn.Conv2d(inner, inner, 3, padding=1, bias=False), norm(inner), nn.ReLU(),
-            nn.Conv2d(inner, n_channels, 1, bias=False), norm(n_channels))
+            nn.Conv2d(n_channels, inner, 1, bias=False), FrameNorm(inner), nn.ReLU(),
+            nn.Conv2d(inner, inner, 3, padding=1, bias=False), FrameNorm(inner), nn.ReLU(),
+            nn.Conv2d(inner, n_channels, 1, bias=False), FrameNorm(n_channels))
         nn.init.zeros_(self.logit[-2].weight)
         self.window = dict(kernel_size=kernel, stride=stride, padding=padding)
 

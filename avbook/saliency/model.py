@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from ..repro import atomic_path
 from .encoders import LogMelEar, PictureEncoder, SoundNet, feature_sizes, scaled
 from .fusion import FUSIONS, RAVF, Retention, check_choice, make_fusion
 from .scales import Decoder, RegulatorGate, SimpleSynergy, Synergy
-from .weights import read_state
+from .weights import read_notes, read_state
 
 # %% ../../nbs/1_saliency/16_model.ipynb #b8e8acef
 @dataclass(frozen=True)
@@ -254,7 +253,7 @@ def load_avrsp(
     **changes, # fields of `Design` that are to differ
 )->AVRSP:
     "The network that a file holds."
-    with safe_open(path, "pt") as file: described = (file.metadata() or {}).get("avrsp")
+    described = read_notes(path).get("avrsp")
     if not described: raise ValueError(f"{path} does not say which network its weights are of")
     model = AVRSP(change(Design(), **json.loads(described)), **changes)
     try: model.load_state_dict(read_state(path))
