@@ -33,7 +33,7 @@ def _module(rows):
     return torch if isinstance(rows, Tensor) else np
 
 def _rows(values, what, first=0, device=None):
-    "Finite numbers as float64 (n, pixels), or looks as bool: a tensor on this device or, without one, an array."
+    "Finite numbers as float64 (n, pixels), or looks as bool: a tensor on this device; an array without one."
     dtype = "bool" if what == "fixations" and _dtype(values) == "bool" else "float64"
     if not isinstance(values, Tensor): values = torch.from_numpy(np.require(values, dtype, ["C", "W"]))
     rows = values.to(device or "cpu", getattr(torch, dtype)).reshape(-1, values.shape[-2]*values.shape[-1])
@@ -390,8 +390,8 @@ def score(
     size = tuple(density.shape[1:])
     step = max(1, _GROUP//(size[0]*size[1]))
     groups = [slice(start, start + step) for start in range(0, max(len(density), 1), step)]
-    rows = [_score_group(prepare(saliency[group], size, protocol, frame_size), density[group], fixated[group], protocol)
-            for group in groups]
+    rows = [_score_group(prepare(saliency[group], size, protocol, frame_size), density[group], fixated[group],
+                         protocol) for group in groups]
     return pd.DataFrame({name: np.concatenate([row[name] for row in rows]) for name in BETTER})
 
 def _score_group(maps, density, fixated, protocol):
