@@ -481,7 +481,7 @@ def test_every_card_can_be_read_and_says_how_its_data_is_got():
     assert wanted <= set(card_names())
     cards = [load_card(name) for name in card_names()]
     assert all(len(card.how_to_get) > 20 and card.citation for card in cards)
-    classes = {card.name: card.counts["classes"] for card in cards if card.task == "classification"}
+    classes = {card.name: card.counts["classes"] for card in cards if card.name.startswith("youtube8m")}
     assert {count for name, count in classes.items() if "2017" in name} == {4716}
     assert {count for name, count in classes.items() if "2018" in name} == {3862}
     assert load_card("kvq").folds["official"] == dict(train=2926, validation=420, test=854)

@@ -238,7 +238,8 @@ def write_csv(
     n_videos = 0
     with atomic_path(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         file.write("VideoId,LabelConfidencePairs\n")
-        for n_videos,each in enumerate(tags, 1):
+        for each in tags:
+            n_videos += 1
             if {*each.id} & {*',"\n\r'}: raise ValueError(
                 f"the id {each.id!r} holds a comma, quote or line break, which this format has no way to write")
             pairs = [f"{label} {score:g}" for label,score in zip(each.labels, each.scores, strict=True)]

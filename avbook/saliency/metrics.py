@@ -8,6 +8,7 @@ __all__ = ['EPSILON', 'PROTOCOLS', 'BETTER', 'cc', 'sim', 'kl_divergence', 'nss'
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #5e14e47a
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import local
 from typing import Literal
@@ -89,18 +90,22 @@ def _per_map(
     if np.ndim(saliency) == 3: return found
     return found[0] if is_tensor else float(found[0])
 
-@np.errstate(all="ignore")   # 0/0 is NaN, and means something
 def _in_groups(measure, maps, truths, what, device):
-    "What `measure` finds for maps and truths (n, height, width), a group at a time."
+    "What `measure` finds for maps and truths (n, height, width), a group at a time, a thread a group."
     n_pixels = maps.shape[1]*maps.shape[2]
     step = max(1, min(len(maps), _GROUP//n_pixels))
-    found = []
-    for first in range(0, max(len(maps), 1), step):
+    @np.errstate(all="ignore")   # 0/0 is NaN, and means something
+    def one_group(first):
         group = [_rows(values[first:first + step], name, first, device)
                  for values,name in ((maps, "map"), (truths, what))]
         _refuse_negative(group[1], what, first, "what counts or weighs looks cannot be negative")
         spares = [None, None] if device else _spares(*group[0].shape)
-        found.append(measure(*group, first, spares))
+        return measure(*group, first, spares)
+    starts = range(0, max(len(maps), 1), step)
+    n_threads = min(torch.get_num_threads(), len(starts))
+    if device or n_threads < 2: found = list(map(one_group, starts))
+    else:
+        with ThreadPoolExecutor(n_threads) as threads: found = list(threads.map(one_group, starts))
     return _module(found[0]).concatenate(found)
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #ed457c8c
