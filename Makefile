@@ -15,6 +15,7 @@ install: .venv/installed
 workbook: install
 	$(BIN)/avbook workbook --profile $(PROFILE)
 
+test: export OMP_NUM_THREADS = 1 # two notebooks at a time, each on its own core
 test: install
 	$(BIN)/ruff check avbook tests
 	$(BIN)/nbdev_test --n_workers 2 --do_print
