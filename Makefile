@@ -15,7 +15,8 @@ install: .venv/installed
 workbook: install
 	$(BIN)/avbook workbook --profile $(PROFILE)
 
-test: export OMP_NUM_THREADS = 1 # two notebooks at a time, each on its own core
+# two notebooks at a time, each on a core of its own
+test: export OMP_NUM_THREADS = 1
 test: install
 	$(BIN)/ruff check avbook tests
 	$(BIN)/nbdev_test --n_workers 2 --do_print
