@@ -116,11 +116,12 @@ def test_ctrl_c_and_then_the_same_command(book):
     while not (list(finished.glob("*[0-9a-f]/record.json")) and list(finished.glob("*.partial/checkpoints"))):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(.1)
+    kernels = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)   # as Ctrl-C
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.endswith("avbook: stopped; nothing finished is lost, the same command goes on\n"), errors
-    assert not psutil.Process().children(recursive=True)
+    assert kernels and not psutil.wait_procs(kernels, timeout=10)[1]   # none is left behind
     assert list(finished.glob("*.partial/checkpoints"))
     [record] = finished.glob("*[0-9a-f]/record.json")
     before = record.read_text()
