@@ -83,7 +83,7 @@ pre{background:#f5f5f5;padding:.7rem;overflow-x:auto;font-size:.8rem}
 </style></head><body><h1>avbook</h1>
 <p>{{ runs|length }} run{{ "s" if runs|length != 1 }} on the profile <b>{{ profile }}</b>: {{ counts }}.
 {% if profile == "smoke" %}Smoke tests show that every notebook runs; their numbers mean nothing.{% endif %}
-{% if has_tables %}<b><a href="tables.html">Results beside the published ones</a></b>.{% endif %}</p>
+{% if has_tables %}<b><a href="tables.html">Tables of the results</a></b>.{% endif %}</p>
 {% if trouble %}<p class="failed">The tables could not be made: {{ trouble }}</p>{% endif %}
 <table><thead><tr><th>notebook<th>state<th>seconds<th>metrics</tr></thead>{% for run in runs %}
 <tr><td><a href="#{{ run.key }}">{{ run.name }}</a><td class="{{ run.state }}">{{ run.state }}
