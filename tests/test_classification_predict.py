@@ -7,9 +7,10 @@ import torch
 from avbook.classification.data import to_sample
 from avbook.classification.fusion import read_rows
 from avbook.classification.model import build_model, model_names
-from avbook.classification.paper import printed
+from avbook.classification.paper import printed, table_jobs
 from avbook.classification.predict import Trained, export_onnx, tag, write_csv, write_json
 from avbook.classification.records import Record, dequantize
+from avbook.commands import read_grid
 from avbook.runs import plan
 
 
@@ -67,7 +68,11 @@ def test_onnx_answers_as_pytorch(tmp_path, name):
 
 @pytest.mark.parametrize("table", ["Table 1", "Table 2", "Table 3"])
 def test_each_table_is_one_sweep(root, tmp_path, table):
+    "Its list of parameters is what sweep takes, and, as a file, what the command line takes."
+    notebook, jobs = root/"nbs"/"2_classification"/"28_train.ipynb", table_jobs(table)
     names = printed(table).index
     assert set(names) <= set(model_names())
-    given = [dict(profile="quick", model=name, seed=seed) for name in names for seed in range(3)]
-    assert len(plan(root/"nbs"/"2_classification"/"28_train.ipynb", given, tmp_path)) == 3*len(names)
+    planned = plan(notebook, jobs, tmp_path)
+    assert len(planned) == 3*len(names) and {job.parameters["profile"] for job in planned} == {"quick"}
+    (tmp_path/"table.json").write_text(json.dumps(jobs))
+    assert read_grid(notebook, [], path=tmp_path/"table.json") == jobs
