@@ -1,5 +1,7 @@
 """Tags of records, the files they leave as, and the rows that networks are trained on."""
 import json
+import subprocess
+import sys
 from time import perf_counter
 
 import numpy as np
@@ -108,3 +110,13 @@ def test_each_table_is_one_sweep(root, tmp_path, table):
     assert len(planned) == 3*len(names) and {job.parameters["profile"] for job in planned} == {"quick"}
     (tmp_path/"table.json").write_text(json.dumps(jobs))
     assert read_grid(notebook, [], path=tmp_path/"table.json") == jobs
+
+
+def test_the_package_is_quick_to_import():
+    "Names are fetched when they are used: the import itself loads nothing heavy, and takes no time."
+    heavy = {"torch", "numpy", "pandas", "matplotlib", "accelerate", "IPython", "papermill", "jupyter_client"}
+    lines = f"import sys, avbook.classification as package; print({heavy} & {{*sys.modules}}); package.build_model"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    with pytest.raises(ImportError, match="cannot import name 'tagg'"):
+        from avbook.classification import tagg  # noqa: F401
