@@ -11,15 +11,17 @@ __all__ = ['FIXATION_COLUMNS', 'SIGMA_SHARE', 'spread_over_frames', 'GazeProblem
 import csv
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..video import Clip, clip_span, frame_times, probe
+from ..audio import read_audio
+from ..video import Clip, clip_span, frame_times, probe, read_frames
 
 # %% ../../nbs/1_saliency/12_data.ipynb #828ab9cc
 def spread_over_frames(
@@ -146,8 +148,41 @@ class Watched:
     def n_frames(self): return len(self.times)
     @property
     def observers(self): return sorted(self.looks.observer.unique())
-    @property
+    @cached_property
     def gaze(self): return to_gaze(self.looks, self.n_frames) # (observers, frames, 2), x and y in px
+    @property
+    def pictures(self): return self.clip
+    @property
+    def frame_size(self): return self.size
+
+    def frames(self,
+        numbers:Sequence[int],             # of the frames
+        size:tuple[int, int]|None=None,    # height and width, px; None: as stored
+    )->np.ndarray: # uint8 (frames, height, width, 3)
+        "Pictures; one that does not decode repeats the one before it."
+        return read_frames(self.clip, size, numbers, lost="hold")
+
+    def density(self,
+        numbers:Sequence[int],             # of the frames
+        size:tuple[int, int]|None=None,    # height and width, px; None: the picture's
+    )->np.ndarray: # float32 (frames, height, width), each summing to 1, or all zeros
+        "Where people looked, blurred as for DHF1K."
+        return density_maps(self.gaze[:, numbers], self.size, size)
+
+    def truth(self,
+        numbers:Sequence[int],             # of the frames
+        counts:bool=False,                 # how many looked at each pixel, rather than whether anyone did
+        size:tuple[int, int]|None=None,    # height and width, px; None: the picture's
+    )->tuple[np.ndarray, np.ndarray]: # density and fixations, each (frames, height, width)
+        "Both maps that a metric needs."
+        fixated = fixated_maps(self.gaze[:, numbers], self.size, size, counts)
+        return self.density(numbers, size), fixated
+
+    def waveform(self,
+        sample_rate:int=22_050, # Hz
+    )->np.ndarray: # float32 (samples,), its first as frame 0 is shown
+        "The sound; silence where there is none."
+        return read_audio(self.clip, sample_rate)
 
 def read_gaze_folder(
     folder:str|Path # holds videos and fixations.csv

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +71,16 @@ def _resized_maps(maps, size):
     held = torch.from_numpy(maps)[:, None]
     return functional.interpolate(held, tuple(size), mode="bilinear", antialias=True)[:, 0].numpy()
 
+def _moved_looks(fixated, size):
+    "Looks on a map of another size, each at the pixel that holds its pixel's middle."
+    if size is None or fixated.shape[1:] == tuple(size): return fixated
+    frame,*place = np.nonzero(fixated)
+    row,column = [((along + .5)*new/old).astype(int)
+                  for along,new,old in zip(place, size, fixated.shape[1:], strict=True)]
+    moved = np.zeros((len(fixated), *size), np.int16)
+    np.add.at(moved, (frame, row, column), fixated[frame, *place])
+    return moved.astype(fixated.dtype)
+
 @dataclass(frozen=True, eq=False)
 class LabelledClip:
     "A clip of a public set: frames, sound, and where people looked. Frames are numbered from 0."
@@ -81,11 +92,18 @@ class LabelledClip:
     sound:Path|None=None             # starts with the first frame; None, or a missing file, is silence
     n_listed:int|None=None           # frames, as the set's list has it
 
-    @property
+    @cached_property
     def counts(self): # frames of each kind
         return {kind: _count(getattr(self, kind)) for kind in ("pictures", "densities", "fixations")}
     @property
     def n_frames(self): return min(self.counts.values())
+    @property
+    def frame_size(self): # height and width of the pictures, px
+        if not isinstance(self.pictures, Clip): return _read_image(self.pictures[0], "L").shape
+        info = probe(self.pictures.path)
+        return info.height,info.width
+    @cached_property
+    def points(self): return _read_points(self.fixations) # of each frame, (row, column) of its looks
     @property
     def has_sound(self): return bool(self.sound and self.sound.is_file() and probe(self.sound).has_audio)
 
@@ -116,7 +134,7 @@ class LabelledClip:
         if isinstance(self.fixations, tuple):
             maps = np.stack([_read_looks(self.fixations[number]) for number in numbers])
             return maps.astype(np.int16) if counts else maps
-        points,info = _read_points(self.fixations),probe(self.densities)
+        points,info = self.points,probe(self.densities)
         gaze = np.full((max(len(points[number]) for number in numbers), len(numbers), 2), np.nan)
         for place,number in enumerate(numbers): gaze[:len(points[number]), place] = points[number][:, ::-1]
         return fixated_maps(gaze, (info.height, info.width), counts=counts)
@@ -124,9 +142,10 @@ class LabelledClip:
     def truth(self,
         numbers:Sequence[int],             # of the frames
         counts:bool=False,                 # as for `fixated`
+        size:tuple[int, int]|None=None,    # height and width, px; None: the fixations', as published
     )->tuple[np.ndarray, np.ndarray]: # density and fixations, each (frames, height, width)
-        "Both maps that a metric needs, at the size of the fixations."
-        fixated = self.fixated(numbers, counts)
+        "Both maps that a metric needs, at one size."
+        fixated = _moved_looks(self.fixated(numbers, counts), size)
         return self.density(numbers, fixated.shape[1:]), fixated
 
     def waveform(self,

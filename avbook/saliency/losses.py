@@ -18,11 +18,12 @@ def _refuse_mistakes(predicted, density):
     largest = density.flatten(0, -3).amax((1, 2))
     ends = torch.stack([predicted.amin().float(), density.amin().float(), largest.amin().float()])
     low,lowest,least = ends.detach().tolist()   # the one time that a GPU is waited for
-    if low < 0: raise ValueError(f"predicted goes down to {low:.3g}: a map is at least 0; give a sigmoid of it")
+    if low < 0: raise ValueError(f"predicted goes down to {low:.3g}, not at least 0: give a sigmoid of it")
     if lowest < 0: raise ValueError(f"density goes down to {lowest:.3g}: what weighs looks is at least 0")
     if least == 0:
-        raise ValueError(f"density {int((largest == 0).nonzero()[0])} of the batch is empty: nobody looked, so "
-                         "nothing can be learnt; draw another frame")
+        empty = int((largest == 0).nonzero()[0])
+        raise ValueError(f"density {empty} of the batch is empty: nobody looked, so nothing can be learnt; "
+                         "draw another frame")
 
 def _scaled(maps):
     "Each map as a row in float32, or float64, that ends at 1."
