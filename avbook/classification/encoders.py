@@ -10,7 +10,6 @@ __all__ = ['SAMPLE_RATE', 'N_WINDOWS', 'N_BANDS', 'to_mel', 'mel_triangles', 'so
 # %% ../../nbs/2_classification/24_encoders.ipynb #382d8b40
 import logging
 import math
-import pickle
 from collections import OrderedDict
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..audio import read_audio
 from .records import Record, quantize
+from ..layers import read_weights
 from ..manifest import load_card, require
 from ..media import Clip, clip_span, frame_times, probe, to_clip
 from ..video import read_frames
@@ -215,9 +215,7 @@ def load_weights(
     path:str|Path, # of the port's .pth file
 )->VGGish|InceptionPool: # the same network
     "Give an encoder its published weights."
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no file of tensors: {str(error).splitlines()[0]}") from error
+    state,_ = read_weights(path)
     own = {name: each for name,each in network.state_dict().items() if not name.endswith("batches_tracked")}
     for name,wanted in own.items():
         if name not in state:
