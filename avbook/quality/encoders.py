@@ -152,7 +152,8 @@ def window_plan(
     (wraps,late),(below,low),(beside,right) = map(_regions, size, window, shift)
     region = 4*wraps[:, None, None] + 2*below[:, None] + beside
     is_padding = late[:, None, None] | low[:, None] | right
-    region,is_padding = (to_windows(each[None, ..., None], window)[0, ..., 0] for each in (region, is_padding))
+    region,is_padding = (to_windows(each[None, ..., None], window)[0, ..., 0]
+                         for each in (region, is_padding))
     kinds,kind = torch.unique(2*(region - region[:, :1]) + is_padding, dim=0, return_inverse=True)
     region,is_padding = kinds.div(2, rounding_mode="floor"),kinds % 2 == 1
     blocked = (region[:, :, None] != region[:, None, :]) | is_padding[:, None, :]
