@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EPSILON', 'PROTOCOLS', 'BETTER', 'cc', 'sim', 'kl_divergence', 'nss', 'auc_judd', 'show_judd', 'Protocol', 'prepare',
-           'score', 'average']
+           'score', 'per_video', 'average']
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #5e14e47a
 import re
@@ -407,16 +407,26 @@ def _score_group(maps, density, fixated, protocol):
         auc_judd=auc_judd(maps, fixated, protocol.ties, protocol.counts))
     return {name: torch.as_tensor(value).cpu().numpy() for name,value in values.items()}
 
-# %% ../../nbs/1_saliency/13_metrics.ipynb #c84064a4
+# %% ../../nbs/1_saliency/13_metrics.ipynb #81414ac3
+def _counted(scores, protocol):
+    "The metrics of the frames that count, each frame's video as index."
+    missing = sorted({"video", "frame"} - set(scores))
+    if missing: raise ValueError(f"scores lack the column(s) {missing}: which frame of which video is a row?")
+    scores = scores[scores.frame >= protocol.n_skipped].set_index("video")
+    values = scores[[name for name in BETTER if name in scores]]
+    return values.fillna(0) if protocol.empty == "zero" else values
+
+def per_video(
+    scores:pd.DataFrame, # one row per frame: columns video, frame (from 0) and the metrics
+    protocol:Protocol=PROTOCOLS["default"]
+)->pd.DataFrame: # one row per video, one column per metric
+    "Each video's mean, as this protocol takes it."
+    return _counted(scores, protocol).groupby("video", sort=False).mean()
+
 def average(
     scores:pd.DataFrame, # one row per frame: columns video, frame (from 0) and the metrics
     protocol:Protocol=PROTOCOLS["default"]
 )->pd.Series: # one number per metric
     "The number that this protocol reports."
-    missing = sorted({"video", "frame"} - set(scores))
-    if missing: raise ValueError(f"scores lack the column(s) {missing}: which frame of which video is a row?")
-    scores = scores[scores.frame >= protocol.n_skipped]
-    values = scores[[name for name in BETTER if name in scores]]
-    if protocol.empty == "zero": values = values.fillna(0)
-    if protocol.average == "frame": return values.mean()
-    return values.groupby(scores.video).mean().mean()
+    if protocol.average == "frame": return _counted(scores, protocol).mean()
+    return per_video(scores, protocol).mean()

@@ -10,7 +10,6 @@ __all__ = ['Window', 'plan_window', 'film_edges', 'window_sound', 'WindowShape',
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -158,9 +157,6 @@ def _decode_into(folder, clip, shape, n_frames):
         frames.flush()
         np.save(part/"waveform.npy", clip.waveform(shape.sample_rate))
 
-@lru_cache(maxsize=4096)
-def _mapped(path): return np.load(path, mmap_mode="r")
-
 class Film:
     "A clip whose frames and sound are at hand."
     def __init__(self,
@@ -172,6 +168,9 @@ class Film:
         self.n_frames,self.edges = clip.n_frames,clip_edges(clip)
         if not self.n_frames: raise ValueError(f"{clip.name} has no frame: leave it out")
         self.folder = Path(cache)/f"{clip.name}-{_identity(clip, shape)}" if cache else None
+        self.opened = {}
+
+    def __getstate__(self): return vars(self) | dict(opened={}) # a worker process opens the files anew
 
     def frames(self,
         numbers:Sequence[int], # of the frames, in any order, also repeated
@@ -187,11 +186,12 @@ class Film:
 
     def _kept(self, what):
         "An array from the folder, which is made by whoever comes first."
+        if what in self.opened: return self.opened[what]
         if not self.folder.exists():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.folder}.lock"):
                 if not self.folder.exists(): _decode_into(self.folder, self.clip, self.shape, self.n_frames)
-        return _mapped(self.folder/f"{what}.npy")
+        return self.opened.setdefault(what, np.load(self.folder/f"{what}.npy", mmap_mode="r"))
 
     def given(self,
         window:Window,
