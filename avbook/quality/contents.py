@@ -20,7 +20,8 @@ from ..scenes import SceneSpec, render_frames, stream
 
 # %% ../../nbs/3_quality/31_contents.ipynb #db7d7fdf
 PHOTOGRAPHS = dict(
-    train=('astronaut', 'grass', 'rocket', 'ihc', 'moon', 'motorcycle_left', 'text', 'retina', 'coins', 'brick'),
+    train=('astronaut', 'grass', 'rocket', 'ihc', 'moon', 'motorcycle_left', 'text', 'retina', 'coins',
+           'brick'),
     validation=('chelsea', 'hubble_deep_field'),
     test=('coffee', 'gravel', 'camera', 'page'))
 _SEEDS = dict(train=0, validation=10**9, test=2*10**9) # scenes of a part have seeds from here on
@@ -34,7 +35,8 @@ def photograph(
     if name not in known: raise ValueError(f"there is no photograph {name!r}; choose from {', '.join(known)}")
     try: folder = package_files('skimage')/'data'
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the photographs come with scikit-image: pip install 'avbook[quality]'") from error
+        raise ModuleNotFoundError("scikit-image is not there, which brings the photographs: "
+                                  "pip install 'avbook[quality]'") from error
     path = next(path for path in (folder/f'{name}.png', folder/f'{name}.jpg') if path.is_file())
     with path.open('rb') as file: return np.asarray(Image.open(file).convert('RGB'))
 

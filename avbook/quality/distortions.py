@@ -173,8 +173,8 @@ def measure(
     return block_means(error**2), ((source - source[version.shown])**2).mean((1, 2))
 
 # %% ../../nbs/3_quality/31_distortions.ipynb #412b48f5
-FAMILIES = ('stored', 'h264', 'upload', 'blur', 'av1', 'hold', 'noise', 'vp9', 'shrink', 'upload again', 'h265',
-            'stall')
+FAMILIES = ('stored', 'h264', 'upload', 'blur', 'av1', 'hold', 'noise', 'vp9', 'shrink',
+            'upload again', 'h265', 'stall')
 
 def _upload_recipe(draw):
     "Camera, phone, platform, player, network."
