@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Design', 'change', 'near', 'make_synergies', 'make_gates', 'make_hearing', 'Seen', 'Explained', 'AVRSP',
-           'recomputable', 'save_avrsp', 'load_avrsp', 'load_visual', 'table_settings']
+           'recomputable', 'save_avrsp', 'load_avrsp', 'load_visual', 'table_settings', 'row_parameters', 'table_jobs']
 
 # %% ../../nbs/1_saliency/16_model.ipynb #88dbdb59
 import json
@@ -296,3 +296,24 @@ def table_settings()->pd.DataFrame: # table, method, modality as in `published()
     rows += [("Table V", name, "visual" if fusion == "none" else "both", dict(fusion=fusion))
              for fusion,(_, _, name) in FUSIONS.items()]
     return pd.DataFrame(rows, columns=["table", "method", "modality", "settings"])
+
+# %% ../../nbs/1_saliency/16_model.ipynb #689e6290
+def row_parameters(
+    settings:dict, # of one row of `table_settings`
+)->dict: # audio, fusion, synergy, gate and scales, as the training notebook takes them
+    "A row of a table as parameters of a run."
+    design = change(Design(), **settings)
+    shared = {name: getattr(design, name) for name in ("synergy", "gate", "scales")}
+    return dict(audio=design.hears, fusion=design.fusion if design.hears else Design.fusion, **shared)
+
+def table_jobs(
+    name:str="Table V",    # Table III, Table IV or Table V
+    profile:str="quick",   # smoke, quick or paper
+    n_seeds:int=3,         # runs of each row, at least 1
+    **more,                # further parameters of every run, such as n_steps=100
+)->list[dict]: # the parameters of each run, seed by seed
+    "The runs that a table is made of."
+    rows = table_settings().query("table == @name").settings.map(row_parameters)
+    if rows.empty: raise ValueError(f"there is no {name!r} among the ablations: Table III, Table IV, Table V")
+    if n_seeds < 1: raise ValueError(f"n_seeds is {n_seeds} but must be at least 1")
+    return [dict(more, profile=profile, seed=seed, **row) for seed in range(n_seeds) for row in rows]
