@@ -151,7 +151,7 @@ def two_pass_gradients(
     batches:list,            # pieces of one batch, on the model's device
     loss:BatchLoss,
     accelerator:Accelerator,
-)->dict[str, Tensor]: # the whole batch's loss, and what else the loss gives
+)->dict[str, Tensor]: # the whole batch's loss and what else it gives; of a broken batch, which piece is NaN
     "Leave the gradient of the whole batch's loss in the model: pass it to `avbook.fit.fit` as `step`."
     _refuse_what_cannot_be(model, loss, batches)
     starts,pieces = [],[]
@@ -171,4 +171,6 @@ def two_pass_gradients(
     if moved > size*_MOST_MOVED[accelerator.mixed_precision]:
         raise RuntimeError(f"scores moved by {moved:.2g} between the passes: the model draws from a "
                            "generator of its own, and the gradient would be wrong")
+    is_broken = torch.stack([~torch.isfinite(found + opinion).all() for found,opinion in pieces])
+    if is_broken.any(): values["loss"] = torch.where(is_broken, torch.nan, 0.) # the loop names their samples
     return values
