@@ -142,6 +142,7 @@ def _regions(length, window, shift):
     return wrapped, (place + shift) % padded >= length
 
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)
 def window_plan(
     size:tuple[int, ...],   # of the grid: time, rows, columns
     window:tuple[int, ...], # that fits it
@@ -157,13 +158,13 @@ def window_plan(
     kinds,kind = torch.unique(2*(region - region[:, :1]) + is_padding, dim=0, return_inverse=True)
     region,is_padding = kinds.div(2, rounding_mode="floor"),kinds % 2 == 1
     blocked = (region[:, :, None] != region[:, None, :]) | is_padding[:, None, :]
-    with torch.inference_mode(False):
-        order,counts = kind.argsort(stable=True),kind.bincount().tolist()
-        masks = [(-1e4*each).to(device) if each.any() else None for each in blocked]
-        return WindowPlan(order.to(device), order.argsort().to(device), counts, masks)
+    order,counts = kind.argsort(stable=True),kind.bincount().tolist()
+    masks = [(-1e4*each).to(device) if each.any() else None for each in blocked]
+    return WindowPlan(order.to(device), order.argsort().to(device), counts, masks)
 
 # %% ../../nbs/3_quality/34_encoders.ipynb #408b97f4
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)
 def relative_index(
     window:tuple[int, ...], # that fits the grid
     full:tuple[int, ...],   # that the table was made for
@@ -174,7 +175,7 @@ def relative_index(
     time,down,across = (places[:, None] - places).unbind(-1)
     n_down,n_across = 2*full[1] - 1,2*full[2] - 1
     index = (time + full[0] - 1)*n_down*n_across + (down + full[1] - 1)*n_across + across + full[2] - 1
-    with torch.inference_mode(False): return index.flatten().to(device)
+    return index.flatten().to(device)
 
 def attend_windows(
     query:Tensor, # (clips, windows, queries, channels)
