@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from avbook.saliency import metrics
-from avbook.saliency.metrics import PROTOCOLS, auc_judd, cc, kl_divergence, nss, prepare, score, sim
+from avbook.saliency.metrics import PROTOCOLS, Protocol, auc_judd, cc, kl_divergence, nss, prepare, score, sim
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")   # pysaliency imports pkg_resources, which says that it is deprecated
@@ -19,7 +19,8 @@ with warnings.catch_warnings():
     from pysaliency import metrics as oracle
     from pysaliency.roc import general_roc
 
-pytestmark = pytest.mark.filterwarnings("ignore:`trapz` is deprecated")   # pysaliency's
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{warning}")   # pysaliency's
+              for warning in ("`trapz` is deprecated", "divide by zero encountered in log")]
 
 
 def random_pair(seed):
@@ -138,6 +139,37 @@ def test_torch_counts_and_measures_as_numpy_does(monkeypatch):
     monkeypatch.setattr(metrics, "_in_groups", lambda *given: in_groups(*given[:-1], torch.device("cpu")))
     for (metric, truth), value in zip(cases, expected, strict=True):
         np.testing.assert_allclose(metric(torch.tensor(maps), truth), value, atol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), n_levels=st.sampled_from([2, 200, 10**9]), power=st.sampled_from([1, 4, 30]))
+def test_counting_in_bins_is_counting(seed, n_levels, power):
+    "Large maps with many ties or none, spread evenly or crowded into few bins: every count is the sorted map's."
+    generator = np.random.default_rng(seed)
+    maps = np.floor(n_levels*generator.random((1, 300, 301))**power)/n_levels - generator.choice([0, .5])
+    fixated = generator.random(maps.shape) < generator.choice([1e-4, .01])
+    if not fixated.any() or maps.min() == maps.max(): return
+    thresholds = np.sort(maps[fixated])[::-1]
+    n_reach = maps.size - np.searchsorted(np.sort(maps.ravel()), thresholds)
+    rank = np.arange(1, len(thresholds) + 1)
+    false_alarms = np.r_[0, (n_reach - rank)/(maps.size - len(rank)), 1]
+    expected = np.trapezoid(np.r_[0, rank/len(rank), 1], false_alarms)
+    assert auc_judd(maps, fixated, "literal")[0] == expected
+
+
+def test_score_is_the_functions():
+    "What the metrics share in score changes nothing, also where a bicubic resize goes below zero."
+    generator = np.random.default_rng(11)
+    maps, densities = generator.random((2, 3, 90, 120))**6
+    fixated = densities > .9
+    plain = Protocol("plain", resize="bicubic")
+    for saliency in (maps, maps[:, ::2, ::3]):
+        found, prepared = score(saliency, densities, fixated, plain), prepare(saliency, (90, 120), plain)
+        positive = prepared.clip(min=0)
+        for name, values in dict(cc=cc(prepared, densities), sim=sim(positive, densities), nss=nss(prepared, fixated),
+                                 kl=kl_divergence(positive, densities), auc_judd=auc_judd(prepared, fixated)).items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-12)
+    assert (prepared < 0).any()
 
 
 def test_black_and_white_maps_are_numbers():

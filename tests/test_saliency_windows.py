@@ -135,8 +135,8 @@ def test_variable_rates_keep_their_moments(samples):
     times = tuple(moment - shown[0] for moment in shown)
     edges = clip_edges(Watched("fire", Clip(path), (1, 1), times, pd.DataFrame()))
     assert edges[:-1] == list(times) and len(set(np.diff(edges))) > 1
-    sound = window_sound(plan_window(40, len(times), 16), np.ones(round(edges[-1]*1000), np.float32), edges, 9000, 1000)
-    assert np.count_nonzero(sound) == pytest.approx(float(edges[41] - edges[25])*1000, abs=3)
+    sound = window_sound(plan_window(20, len(times), 16), np.ones(round(edges[-1]*1000), np.float32), edges, 9000, 1000)
+    assert np.count_nonzero(sound) == pytest.approx(float(edges[21] - edges[5])*1000, abs=3)
 
 
 def test_real_gaze_trains_and_is_scored(samples, tmp_path):

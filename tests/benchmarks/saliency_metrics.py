@@ -30,9 +30,9 @@ def looped_four(saliency, density, fixated):
     return correlation, shared, standard[fixated].mean(), looped_auc(saliency, fixated)
 
 
-def drawn(n_frames, n_fixations):
+def drawn(n_frames, n_fixations, seed):
     "Maps, densities and fixations of 360x640."
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     shape = n_frames, 360, 640
     saliency = gaussian_filter(generator.random(shape), (0, 8, 8))
     fixated = np.zeros(shape, bool)
@@ -40,48 +40,58 @@ def drawn(n_frames, n_fixations):
     return saliency, gaussian_filter(fixated*1., (0, 12, 12)), fixated
 
 
-def seconds(work, repeats):
-    "Wall and processor seconds of the fastest of a few calls, and what it returns."
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter(), time.process_time()
-        result = work()
-        taken.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    return (*map(min, zip(*taken, strict=True)), result)
+def each_frame(measure): return lambda *film: np.stack([measure(*frame) for frame in zip(*film, strict=True)])
 
 
-def report(name, loop, ours):
-    "One line: how the two compare in wall time and in processor time."
-    difference = abs(np.asarray(loop[2]) - np.asarray(ours[2])).max()
-    print(f"  {name:31} loop {loop[0]:6.2f} s, ours {ours[0]:6.3f} s: {loop[0]/ours[0]:5.1f} times as fast "
-          f"({loop[1]/ours[1]:.1f} in processor time); largest difference {difference:.0e}")
+def by_functions(saliency, density, fixated):
+    return np.stack([cc(saliency, density), sim(saliency, density), nss(saliency, fixated), auc_judd(saliency, fixated)], 1)
+
+
+def by_score(saliency, density, fixated):
+    return score(saliency, density, fixated, Protocol("plain"))[["cc", "sim", "nss", "auc_judd"]].to_numpy()
+
+
+COMPARED = {   # the loop, ours
+    "AUC-Judd": (each_frame(lambda saliency, _, fixated: looped_auc(saliency, fixated)),
+                 lambda saliency, _, fixated: auc_judd(saliency, fixated)),
+    "four metrics, by their functions": (each_frame(looped_four), by_functions),
+    "four metrics and KL, by score()": (each_frame(looped_four), by_score)}
+
+
+def timed(work, film):
+    "Wall and processor seconds, and what came out."
+    start = time.perf_counter(), time.process_time()
+    result = work(*film)
+    return np.array([time.perf_counter() - start[0], time.process_time() - start[1]]), result
+
+
+def report(name, films):
+    "One line: both on the same frames in turn, so that what else the machine does slows both."
+    spent, difference = np.zeros((2, 2)), 0.
+    for film in films:
+        (loop, expected), (ours, found) = [timed(work, film) for work in COMPARED[name]]
+        spent += loop, ours
+        difference = max(difference, abs(expected - found).max())
+    (loop_wall, loop_busy), (wall, busy) = spent
+    print(f"  {name:32} loop {loop_wall:6.2f} s, ours {wall:6.3f} s: {loop_wall/wall:5.1f} times as fast "
+          f"({loop_busy/busy:.1f} in processor time); largest difference {difference:.0e}", flush=True)
 
 
 def main():
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--frames", type=int, default=100)
+    options.add_argument("--frames", type=int, default=1000, help="in films of 50, four of which are drawn")
     options.add_argument("--fixations", type=int, default=300)
-    options.add_argument("--repeats", type=int, default=3, help="of which the fastest counts")
+    options.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     given = options.parse_args()
-    saliency, density, fixated = drawn(given.frames, given.fixations)
-    frames = list(zip(saliency, density, fixated, strict=True))
-    plain, names = Protocol("plain"), ["cc", "sim", "nss", "auc_judd"]   # nothing around the formulas
-
-    print(f"{given.frames} frames of 360x640 with {given.fixations} fixations each, fastest of {given.repeats}")
-    for n_threads in (1, 2):
+    n_films = max(1, given.frames//50)
+    drawn_films = [drawn(min(50, given.frames), given.fixations, seed) for seed in range(min(4, n_films))]
+    films = [drawn_films[number % len(drawn_films)] for number in range(n_films)]
+    print(f"{sum(len(film[0]) for film in films)} frames of 360x640 with {given.fixations} fixations each")
+    for n_threads in given.threads:
         torch.set_num_threads(n_threads)
         threadpool_limits(n_threads)   # NumPy's linear algebra
         print(f"{n_threads} thread(s)")
-        report("AUC-Judd", seconds(lambda: [looped_auc(one, fixed) for one, _, fixed in frames], given.repeats),
-               seconds(lambda: auc_judd(saliency, fixated), given.repeats))
-        loop = seconds(lambda: [looped_four(*frame) for frame in frames], given.repeats)
-        report("four metrics, by their functions", loop, seconds(lambda: np.stack(
-            [cc(saliency, density), sim(saliency, density), nss(saliency, fixated), auc_judd(saliency, fixated)],
-            axis=1), given.repeats))
-        report("four metrics and KL, by score()", loop, seconds(
-            lambda: score(saliency, density, fixated, plain)[names].to_numpy(), given.repeats))
-        whole = seconds(lambda: score(saliency, density, fixated), given.repeats)
-        print(f"  score() with the default protocol, which also blurs: {whole[0]:.3f} s ({whole[1]:.3f} of a processor)")
+        for name in COMPARED: report(name, films)
 
 
 if __name__ == "__main__": main()
