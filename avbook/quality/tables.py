@@ -269,8 +269,8 @@ def _parse(file, layout):
         if file.suffix != ".txt":
             line,cells = lines[0]
             said = f"{','.join(cells)!r} stands where the header should"
-            problems.append(LabelProblem(file, line, f"{said}: the first column is taken as video, the last as "
-                                         "opinion"))
+            taken = "the first column is taken as video, the last as opinion"
+            problems.append(LabelProblem(file, line, f"{said}: {taken}"))
         video,score = "video",names[-1] if width > 1 else None
     else: video,score = _column(names, layout.videos),_column(names, layout.scores)
     if video is None: raise ValueError(f"{file} has no column {' or '.join(layout.videos)}, but {names}")
