@@ -86,7 +86,7 @@ def workbook_runs(
     notebook:str|Path, # an experiment
     profile:str, # smoke, quick or paper
 )->list[dict]: # parameters of each run
-    "The runs of a notebook that `avbook workbook` makes: one, or those that its cell tagged `workbook` lists."
+    "The runs of a notebook in `avbook workbook`: one, or those that its cell tagged `workbook` lists."
     from avbook.records import code_cells
     listed = [source for source,tags in code_cells(notebook) if "workbook" in tags]
     more = ast.literal_eval(listed[0].partition("=")[2].strip()) if listed else {}
