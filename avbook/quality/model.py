@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..layers import read_weights
 from .encoders import Pathway, normalise
 from .fusion import Meeting, QualityHead, WeightedSum
-from .weights import read_weights
 from ..repro import atomic_path
 
 # %% ../../nbs/3_quality/36_model.ipynb #d0cd532d

@@ -17,11 +17,11 @@ import pandas as pd
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..layers import read_weights
 from ..repro import atomic_path
 from .encoders import LogMelEar, PictureEncoder, SoundNet, feature_sizes, scaled
 from .fusion import FUSIONS, RAVF, Retention, check_choice, make_fusion
 from .scales import Decoder, RegulatorGate, SimpleSynergy, Synergy
-from .weights import read_notes, read_state
 
 # %% ../../nbs/1_saliency/16_model.ipynb #b8e8acef
 @dataclass(frozen=True)
@@ -253,10 +253,11 @@ def load_avrsp(
     **changes, # fields of `Design` that are to differ
 )->AVRSP:
     "The network that a file holds."
-    described = read_notes(path).get("avrsp")
+    tensors,notes = read_weights(path)
+    described = notes.get("avrsp")
     if not described: raise ValueError(f"{path} does not say which network its weights are of")
     model = AVRSP(change(Design(), **json.loads(described)), **changes)
-    try: model.load_state_dict(read_state(path))
+    try: model.load_state_dict(tensors)
     except RuntimeError as error:
         said = str(error).splitlines()[1].strip()
         raise ValueError(f"{path} does not fit the network asked for: {said}") from None
@@ -270,7 +271,7 @@ def load_visual(
     "Begin stage two with the weights of stage one."
     visual = lambda state: {name: tensor for name,tensor in state.items()
                             if not name.startswith(("sound.", "fusion."))}
-    own,given = visual(model.state_dict()),visual(read_state(path))
+    own,given = visual(model.state_dict()),visual(read_weights(path)[0])
     for name in sorted(own.keys() | given.keys()):
         if name not in given: raise ValueError(f"{path} has no {name}, which the network has")
         if name not in own: raise ValueError(f"{path} has {name}, which the network has not")
