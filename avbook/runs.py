@@ -22,13 +22,14 @@ import threading
 import time
 import uuid
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import pandas as pd
 import psutil
@@ -55,6 +56,7 @@ _all_ = ["ParameterError", "check_params", "load_records", "mean_interval", "par
 # %% ../nbs/0_core/08_runs.ipynb #e5e4a965
 _PARSING = threading.Lock()   # two threads that parse at once raise SystemError in CPython 3.11
 
+@cache   # the package has a thousand times more lines than change between two runs
 def _code_digest(source):
     with _PARSING:
         try: return digest(ast.dump(ast.parse(source)))
@@ -306,50 +308,65 @@ def run(
     return run_job(job, n_cpus(), time_limit, force, is_echoed=True)
 
 # %% ../nbs/0_core/08_runs.ipynb #83a7f47f
+def _kind(job): return job.folder.parent,job.parameters.get("profile")
+
+def _earlier_seconds(jobs):
+    "What finished runs took, by notebook and profile."
+    found = {}
+    for folder in {job.folder.parent for job in jobs}:
+        for path in folder.glob("*/record.json"):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["key"]: found.setdefault((folder, record["profile"]), []).append(record["seconds"])
+    return found
+
+def _expected(kinds, earlier):
+    if not all(kind in earlier for kind in kinds): return None
+    return sum(n*statistics.median(earlier[kind]) for kind,n in kinds.items())
+
 def expected_seconds(
     jobs:list[Job], # from `plan`
 )->float|None: # of all of them, one after the other; None: for some there is no earlier run to judge by
     "What these runs should take, judged by earlier ones of the same notebook and profile."
-    earlier = {}
-    for folder in {job.folder.parent for job in jobs}:
-        for path in folder.glob("*/record.json"):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["key"]: earlier.setdefault((folder, record["profile"]), []).append(record["seconds"])
-    alike = [earlier.get((job.folder.parent, job.parameters.get("profile"))) for job in jobs]
-    return sum(map(statistics.median, alike)) if all(alike) else None
+    return _expected(Counter(map(_kind, jobs)), _earlier_seconds(jobs))
 
 class _Progress:
     "A bar in a terminal or a notebook, plain lines elsewhere, with the time that is left."
     def __init__(self, jobs, n_workers):
-        self.left,self.n_workers,self.counts = {job.key: job for job in jobs},n_workers,Counter()
+        self.left,self.earlier = Counter(map(_kind, jobs)),_earlier_seconds(jobs)
+        self.n_workers,self.counts = n_workers,Counter()
         self.bar = tqdm(total=len(jobs), unit="run", disable=None)
         self.show()
 
     def show(self):
-        seconds = expected_seconds(list(self.left.values()))
+        seconds,n_left = _expected(self.left, self.earlier),self.left.total()
         states = [f"{n} {state}" for state,n in self.counts.items()]
         estimate = "no estimate yet"
         if seconds: estimate = f"about {tqdm.format_interval(seconds/self.n_workers)} left"
-        text = ", ".join([*states, *([f"{len(self.left)} to go", estimate] if self.left else [])])
-        self.bar.set_postfix_str(text)
+        text = ", ".join([*states, *([f"{n_left} to go", estimate] if n_left else [])])
+        self.bar.set_postfix_str(text, refresh=False)
         if self.bar.disable: _log.info(text)
 
     def end(self, job, state):
-        self.left.pop(job.key); self.counts[state] += 1
-        self.bar.update(); self.show()
+        self.left -= Counter([_kind(job)]); self.counts[state] += 1
+        if state == "done": self.earlier.setdefault(_kind(job), []).append(job.record()["seconds"])
+        self.show(); self.bar.update()
 
 # %% ../nbs/0_core/08_runs.ipynb #8c752b37
+def _next(ended, bar):
+    while True:
+        try: return ended.get(timeout=1)
+        except Empty: bar.refresh()
+
 def _follow(futures, progress):
-    busy,pending = [],set(futures)
-    while pending:
-        ended,pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-        progress.bar.refresh()
-        for future in ended:
-            job = futures[future]
-            error = CancelledError("the executor gave it up") if future.cancelled() else future.exception()
-            if isinstance(error, RunBusy): busy.append(job); continue
-            if error: _keep_failure(job, error)
-            progress.end(job, "failed" if error else "done")
+    ended,busy = SimpleQueue(),[]
+    for future in futures: future.add_done_callback(ended.put)
+    for _ in futures:
+        future = _next(ended, progress.bar)
+        job = futures[future]
+        error = CancelledError("the executor gave it up") if future.cancelled() else future.exception()
+        if isinstance(error, RunBusy): busy.append(job); continue
+        if error: _keep_failure(job, error)
+        progress.end(job, "failed" if error else "done")
     return busy
 
 def _keep_failure(job, error):
@@ -365,13 +382,14 @@ def run_jobs(
     n_workers:int|None=None,      # runs at a time; None: one for every two cores, one where there is a GPU
     time_limit:float|None=None,   # seconds a run may take; None: as long as it takes
     force:bool=False,             # run all, though some are done
+    n_threads:int|None=None,      # CPU threads of each run; None: these cores shared out, elsewhere one
 )->pd.DataFrame: # as `job_table` gives
     "Do every run that is not done, whatever becomes of the others."
     missing = [job for job in jobs if force or job.state() != "done"]
     if not missing: return job_table(jobs)
     is_ours,cores,stop = executor is None,n_cpus(),missing[0].lock_folder/f"stop-{uuid.uuid4().hex}"
     n_workers = n_workers or (1 if torch.cuda.is_available() or not is_ours else max(1, cores//2))
-    n_threads = max(1, cores//n_workers) if is_ours else 1
+    n_threads = n_threads or (max(1, cores//n_workers) if is_ours else 1)
     one_run = partial(run_job, n_threads=n_threads, time_limit=time_limit, force=force, stop=stop)
     progress,futures = _Progress(missing, n_workers),{}
     with ThreadPoolExecutor(n_workers) if is_ours else nullcontext(executor) as pool:
