@@ -38,8 +38,8 @@ def committed_record(
     paths = sorted(folder.glob("*/*.json"))
     meant = [path for path in paths if path.stem.startswith(key)] if key else []
     if len(meant) == 1: return _checked(meant[0])
-    if not meant: raise ParameterError(f"none of the {len(paths)} records in {folder} has a key that begins "
-                                       f"with {key!r}: their files are named by their keys")
+    if not meant: raise ParameterError(f"none of the {len(paths)} records in the folder {folder.name} has a key "
+                                       f"that begins with {key!r}: their files are named by their keys")
     raise ParameterError(f"{len(meant)} records have a key that begins with {key}: give more of it, "
                          f"{' or '.join(path.stem[:len(key) + 4] for path in meant[:3])}")
 
@@ -147,8 +147,8 @@ def reproduction_report(
         ["metric", "labels", "then", "now", "difference", "of interval"], axis=1)
     most,n_clocked = largest_difference(table),int(table.is_clocked.sum())
     lines = [shown.to_string(index=False, max_colwidth=60, na_rep="", float_format="{:.6g}".format), "",
-             f"largest difference: {most:.3g}, over {len(table) - n_clocked} metrics and their intervals"
-             + f"; {n_clocked} measured by the clock do not count"*bool(n_clocked)]
+             f"largest difference: {most:.3g}, intervals included; metrics compared: {len(table) - n_clocked}"
+             + f"; measured by the clock, not counted: {n_clocked}"*bool(n_clocked)]
     if origin.empty: return "\n".join([*lines, "code, data, versions, threads and device are the same"])
     lines.append("what differs since then:" if most else "nothing moved, though this differs since then:")
     return "\n".join([*lines, origin.to_string(index=False, max_colwidth=60)])
