@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import attend, join_heads, sinusoid, split_heads
+from .energies import EnergyEmbed
 
 # %% ../../nbs/3_quality/34_encoders.ipynb #f96cb0b4
 _PIXELS = (.485, .456, .406), (.229, .224, .225) # ImageNet's mean and deviation of red, green, blue
@@ -336,13 +337,16 @@ class Pathway(nn.Module):
         drop_rate:float=0., # of the last block's updates, rising from 0
         semantic:str="channel", # Semantic Transformation: channel, scalar or none
         position:str="t", # axes of `global_position`
+        patches:str="linear", # as in eq. 2, or energies
     ):
         super().__init__()
+        if patches not in ("linear", "energies"): raise ValueError(f"patches is {patches!r}, not linear, energies")
         if len(depths) != len(n_heads):
             raise ValueError(f"there are {len(depths)} stages but heads for {len(n_heads)}")
         self.every,self.position,self.frames_apart = every,position,every*stride[0]
         self.widths = [width*2**stage for stage in range(len(depths))]
-        self.embed = PatchEmbed3D(width, kernel, stride, dilation)
+        is_linear = patches == "linear"
+        self.embed = PatchEmbed3D(width, kernel, stride, dilation) if is_linear else EnergyEmbed(width, stride)
         self.semantic = None if semantic == "none" else SemanticTransformation(width, semantic == "channel")
         rates = iter(torch.linspace(0, drop_rate, sum(depths), device="cpu").tolist())
         self.stages = nn.ModuleList(nn.Sequential(*(

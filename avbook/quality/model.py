@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class Design:
     semantic:str = "channel" # Semantic Transformation: channel, scalar or none
     position:str = "t"       # Global Position Indexing: t, thw or none
     n_frames:int = 32        # of the clips that it is trained on; others may be shorter or longer
+    patches:str = "linear"   # what a token is of its patch: linear (eq. 2) or its energies
+    start:str = "swin"       # deviation of a linear map's first weights: .02, or fan_in: one over root n_in
     every:int = 4            # tau: the slow pathway sees one in so many frames
     size:int = 224           # px, of the crops that it is trained on; others may be of any size
     slow_width:int = 96      # channels of a slow token in the first stage, doubled by each merging
@@ -51,7 +54,8 @@ class Design:
 
     def __post_init__(self):
         for name,known in dict(paths=("slow", "fast", "both"), cross=("all", "last", "none"),
-                               semantic=("channel", "scalar", "none"), position=("t", "thw", "none")).items():
+                               semantic=("channel", "scalar", "none"), position=("t", "thw", "none"),
+                               patches=("linear", "energies"), start=("swin", "fan_in")).items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not {', '.join(known)}")
         for field in fields(self):
@@ -111,6 +115,8 @@ class Calibration:
     high:float = 5. # best opinion on the scale
     is_fitted:bool = False # False: scores are raw, on no scale
     seen:tuple = () # sorted raw scores of the training set, at most 2048
+    residual:float|None = None # deviation of training opinions from the line; None: not known
+    fitted_on:str = "" # what the training set was, such as "generated" or "KoNViD-1k"; empty: not said
 
     def opinion(self,
         score:Tensor, # raw, any shape: scores, scores of frames, maps
@@ -129,6 +135,7 @@ def fit_calibration(
     opinions:np.ndarray, # mean opinions, in the order of scores
     low:float=1.,  # worst opinion on the scale
     high:float=5., # best opinion on the scale
+    fitted_on:str="", # what these clips are: "generated", or a dataset's name
 )->Calibration:
     "The line from scores to opinions; the identity where there is none."
     scores,opinions = np.asarray(scores, dtype=float),np.asarray(opinions, dtype=float)
@@ -136,12 +143,14 @@ def fit_calibration(
         raise ValueError(f"scores are {scores.shape} but opinions are {opinions.shape}: not (clips,) both")
     if not np.isfinite([scores, opinions]).all(): raise ValueError("scores or opinions are not finite")
     spread = scores.var() if len(scores) > 1 else 0.
-    if spread < 1e-12: return Calibration(low=low, high=high)
+    if spread < 1e-12: return Calibration(low=low, high=high, fitted_on=fitted_on)
     slope = ((scores - scores.mean())*(opinions - opinions.mean())).mean()/spread
-    if slope <= 0: return Calibration(low=low, high=high)
+    if slope <= 0: return Calibration(low=low, high=high, fitted_on=fitted_on)
     seen = np.quantile(scores, np.linspace(0, 1, min(len(scores), 2048)))
     offset = opinions.mean() - slope*scores.mean()
-    return Calibration(float(slope), float(offset), low, high, True, tuple(seen.tolist()))
+    squares = ((opinions - slope*scores - offset)**2).sum()
+    residual = float(np.sqrt(squares/(len(scores) - 2))) if len(scores) > 2 else None
+    return Calibration(float(slope), float(offset), low, high, True, tuple(seen.tolist()), residual, fitted_on)
 
 # %% ../../nbs/3_quality/36_model.ipynb #260d219f
 class Judged(NamedTuple):
@@ -162,7 +171,8 @@ class SlowFastVQA(nn.Module):
         widths = {name: getattr(design, f"{name}_width") for name in design.names}
         heads = {name: getattr(design, f"{name}_heads") for name in design.names}
         options = {name: getattr(design, name) for name in (
-            "depths", "window", "kernel", "stride", "dilation", "ratio", "drop_rate", "semantic", "position")}
+            "depths", "window", "kernel", "stride", "dilation", "ratio", "drop_rate", "semantic", "position",
+            "patches")}
         every = dict(slow=design.every, fast=1)
         self.paths = nn.ModuleDict({
             name: Pathway(widths[name], n_heads=heads[name], every=every[name], **options)
@@ -175,6 +185,22 @@ class SlowFastVQA(nn.Module):
         self.weigh = WeightedSum(last, design.fusion_width, design.every)
         self.head = QualityHead(design.fusion_width, design.head_width, design.dropout)
         self.calibration = Calibration()
+        if design.start == "fan_in": self._draw_wider()
+
+    def _draw_wider(self):
+        "Draw the weights of linear maps anew, but for those that transform nothing yet."
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear) and layer.weight.any():
+                nn.init.trunc_normal_(layer.weight, std=layer.in_features**-.5)
+
+    @torch.no_grad()
+    def standardise(self,
+        frames:Tensor, # (clips, 3, n_frames, height, width), uint8, or float from 0 to 1: typical ones
+    )->None:
+        "Let all energies of patches begin with equal weight, where patches are described by them."
+        pixels = normalise(frames, self.head.layers[0].weight.dtype)
+        for path in self.paths.values():
+            if self.design.patches == "energies": path.embed.standardise(pixels[:, :, ::path.every])
 
     @classmethod
     def from_preset(cls,
