@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_seconds', 'to_fps', 'Clip', 'to_clip', 'numbered_frames', 'number_of', 'write_numbered', 'write_damaged',
-           'VideoError', 'open_media', 'read_packets', 'decode_packets', 'Timetable', 'MediaInfo', 'probe', 'clip_span',
-           'study_picture', 'positions_in', 'frame_times', 'clip_of_frames']
+           'VideoError', 'open_media', 'find_videos', 'read_packets', 'decode_packets', 'Timetable', 'MediaInfo',
+           'probe', 'clip_span', 'study_picture', 'positions_in', 'frame_times', 'clip_of_frames']
 
 # %% ../nbs/0_core/02_media.ipynb #f1cc30ea
 import logging
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from glob import glob
 from pathlib import Path
 
 import av
@@ -146,6 +147,22 @@ def open_media(
     with container:
         if container.format.name == "tty": raise VideoError(f"{name}: this is a text file; give a video")
         yield container
+
+# %% ../nbs/0_core/02_media.ipynb #a4056e39
+_ENDINGS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
+
+def find_videos(
+    sources:Iterable[str|Path], # files, folders and patterns such as clips/*.mp4
+)->list[Path]: # each once, in the order given, sorted within a folder or a pattern
+    "The videos that are meant."
+    found = []
+    for source in map(Path, sources):
+        if source.is_dir(): paths = [each for each in source.iterdir() if each.suffix.lower() in _ENDINGS]
+        elif source.exists(): paths = [source]
+        else: paths = map(Path, glob(str(source), recursive=True))
+        if not (paths := sorted(paths)): raise FileNotFoundError(f"{source}: there is no such video")
+        found += [each for each in paths if each not in found]
+    return found
 
 # %% ../nbs/0_core/02_media.ipynb #4666bd2d
 def read_packets(

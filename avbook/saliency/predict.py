@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stretch', 'plan_stretches', 'film_sound', 'film_edges', 'steady_frames', 'stream_maps', 'open_network',
            'stream_video', 'enlarged', 'predict_video', 'write_overlay', 'read_prediction', 'write_prediction',
-           'find_videos', 'predict_files']
+           'predict_files']
 
 # %% ../../nbs/1_saliency/17_predict.ipynb #0751d5b6
 import json
@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from glob import glob
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from ..audio import read_audio
 from ..batches import own_randomness
+from ..media import find_videos
 from ..repro import atomic_path, digest
 from .model import AVRSP, load_avrsp
 from .quick import quicken
@@ -324,21 +324,6 @@ def write_prediction(
     return True
 
 # %% ../../nbs/1_saliency/17_predict.ipynb #f767da31
-_ENDINGS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
-
-def find_videos(
-    sources:Iterable[str|Path], # files, folders and patterns such as clips/*.mp4
-)->list[Path]: # each once, in the order given, sorted within a folder or a pattern
-    "The videos that are meant."
-    found = []
-    for source in map(Path, sources):
-        if source.is_dir(): paths = [each for each in source.iterdir() if each.suffix.lower() in _ENDINGS]
-        elif source.exists(): paths = [source]
-        else: paths = map(Path, glob(str(source), recursive=True))
-        if not (paths := sorted(paths)): raise FileNotFoundError(f"{source}: there is no such video")
-        found += [each for each in paths if each not in found]
-    return found
-
 def predict_files(
     sources:Iterable[str|Path], # what `find_videos` takes
     folder:str|Path, # gets a folder for each video, named like it
