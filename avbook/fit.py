@@ -36,7 +36,7 @@ from torch.utils.data import default_collate
 from tqdm import auto, notebook, std
 
 from .batches import open_batches, own_randomness
-from .layers import names_matching, recomputed
+from .layers import names_matching, recomputed, statistics_shared
 from .repro import atomic_path, restore_rng_state, rng_state, seed_everything
 
 # %% ../nbs/0_core/06_fit.ipynb #791a5cbd
@@ -438,7 +438,7 @@ def _run(training, progress):
     plain = {key: value if isinstance(value, float|int|str) else str(value) for key,value in training.config}
     accelerator.init_trackers(name, plain)
     forgetting = recomputed(training.bare_model, training.config.recompute)
-    with training.bar, forgetting, training.signals: _go_on(training)
+    with training.bar, forgetting, statistics_shared(training.bare_model), training.signals: _go_on(training)
 
 def _release(training):
     for tracker in training.accelerator.trackers: tracker.finish()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_heads', 'join_heads', 'attention_weights', 'attend', 'sinusoid', 'Gate', 'names_matching', 'read_weights',
-           'recomputed']
+           'recomputed', 'statistics_shared']
 
 # %% ../nbs/0_core/05_layers.ipynb #047f92d3
 import math
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -158,3 +159,45 @@ def recomputed(
     try: yield
     finally:
         for part in parts: del part.forward
+
+# %% ../nbs/0_core/05_layers.ipynb #2493f77e
+class _OverProcesses:
+    "Batch normalisation by the statistics of every process's part; mixed into one of PyTorch's."
+    def forward(self, rows):
+        if not (self.training or self.running_mean is None): return super().forward(rows)
+        self._check_input_dim(rows)
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        along,shape = [0, *range(2, rows.ndim)],[1, -1] + [1]*(rows.ndim - 2)
+        n_here = wide.new_tensor([rows.numel()/rows.shape[1]])
+        sums = all_reduce(torch.cat([wide.sum(along), n_here]))
+        mean,n_rows = sums[:-1]/sums[-1],sums[-1]
+        centred = wide - mean.view(shape)
+        variance = all_reduce(centred.square().sum(along))/n_rows
+        self._remember(mean.detach(), variance.detach()*n_rows/(n_rows - 1))
+        scale = (variance + self.eps).rsqrt()
+        if self.affine: scale = scale*self.weight
+        found = centred*scale.view(shape)
+        return (found + self.bias.view(shape) if self.affine else found).to(rows.dtype)
+
+    def _remember(self, mean, variance):
+        if not self.track_running_stats: return
+        self.num_batches_tracked += 1
+        share = 1/float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+_OVER_PROCESSES = {kind: type(f"{kind.__name__}OverProcesses", (_OverProcesses, kind), {})
+                   for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)}
+
+@contextmanager
+def statistics_shared(
+    model:nn.Module, # whose batch norms are PyTorch's
+)->Iterator[None]:
+    "For a while, let batch norms see the whole batch, not this process's part of it."
+    is_cut = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    norms = [part for part in model.modules() if type(part) in _OVER_PROCESSES] if is_cut else []
+    before = [type(part) for part in norms]
+    for part,kind in zip(norms, before, strict=True): part.__class__ = _OVER_PROCESSES[kind]
+    try: yield
+    finally:
+        for part,kind in zip(norms, before, strict=True): part.__class__ = kind
