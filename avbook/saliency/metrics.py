@@ -35,8 +35,12 @@ def _module(rows):
 def _rows(values, what, device=None):
     "Numbers as float64 (n, pixels), or looks as bool: a tensor on this device; an array without one."
     dtype = "bool" if what == "fixations" and _dtype(values) == "bool" else "float64"
-    if not isinstance(values, Tensor): values = torch.from_numpy(np.require(values, dtype, ["C", "W"]))
-    rows = values.to(device or "cpu", getattr(torch, dtype)).reshape(-1, values.shape[-2]*values.shape[-1])
+    shape = -1,values.shape[-2]*values.shape[-1]
+    if not isinstance(values, Tensor):
+        values = np.require(values, dtype, ["C", "W"])
+        if device is None: return values.reshape(shape)
+        values = torch.from_numpy(values)
+    rows = values.to(device or "cpu", getattr(torch, dtype)).reshape(shape)
     return rows.detach().numpy() if device is None else rows
 
 def _refuse_shape(values, what):
@@ -48,8 +52,8 @@ def _refuse_shape(values, what):
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #ed457c8c
 def _is_flat(rows):
-    "Whether all of a row's pixels are equal; mostly a hundred of them show that they are not."
-    module,few = _module(rows),rows[:, ::rows.shape[1]//100 + 1]
+    "Whether all of a row's pixels are equal; mostly thirty of them show that they are not."
+    module,few = _module(rows),rows[:, ::rows.shape[1]//30 + 1]
     differs = module.amin(few, 1) != module.amax(few, 1)
     return ~differs if differs.all() else module.amin(rows, 1) == module.amax(rows, 1)
 
@@ -89,10 +93,11 @@ class _Maps:
     @cached_property
     def mean(self): return self.module.where(self.is_flat, self.rows[:, 0], self.total/self.rows.shape[1])
     @cached_property
-    def deviations(self): # from the mean, exactly 0 in a flat map
-        return self.module.subtract(self.rows, self.mean[:, None], out=self.spare)
-    @cached_property
-    def power(self): return _dot(self.deviations, self.deviations)
+    def levelled(self): # rows that vary enough beside their mean, that mean, and the power of their deviations
+        squares,known = _dot(self.rows, self.rows),self.total*self.mean
+        if (known < .9999*squares).all(): return self.rows, self.mean, squares - known
+        deviations = self.module.subtract(self.rows, self.mean[:, None], out=self.spare)
+        return deviations, 0*self.mean, _dot(deviations, deviations)
 
     @property
     def masses(self): # rows that stand for distributions, and their sums: a map of zeros for the uniform one
@@ -119,12 +124,10 @@ def _spares(n_rows, n_pixels):
         arrays = _KEPT.arrays[:, :size].reshape(5, n_rows, n_pixels)
     return [*arrays[:4], arrays[4].view(np.int64)]
 
-def _in_groups(
-    work, # from a slice of the maps, a device and spares, to what was found
-    shape, # number of maps, height, width
-    device # None: NumPy on the CPU, a thread a group
-)->list: # what was found for each group
-    "Measure a group of maps at a time."
+def _in_groups(work, shape, device):
+    "Measure a group of maps at a time: a list of what `work` found for each."
+    # work is given a slice of the maps, the device and spares; shape is number of maps, height, width;
+    # without a device it is NumPy on the CPU, a thread a group
     n_maps,n_pixels = shape[0],shape[1]*shape[2]
     step = max(1, min(n_maps, _GROUP//n_pixels))
     groups = [slice(first, min(first + step, n_maps)) for first in range(0, max(n_maps, 1), step)]
@@ -142,13 +145,9 @@ def _truth(rows, what, first, spare):
     maps.refuse_negative("what counts or weighs looks cannot be negative")
     return _Looks(rows) if what == "fixations" else maps
 
-def _per_map(
-    measure, # from maps, truths and spares, to values (n,)
-    saliency, # predicted maps as the user gave them
-    truth, # densities or fixations as the user gave them
-    what # what the truth is called in an error
-):
+def _per_map(measure, saliency, truth, what):
     "Measure every map, in the kind in which it was given: tensor, array or float."
+    # measure is given maps, truths and spares and finds values (n,); what is the truth's name in an error
     if np.shape(saliency) != np.shape(truth):
         raise ValueError(f"map is {tuple(np.shape(saliency))} but {what} is {tuple(np.shape(truth))}")
     for values,name in ((saliency, "map"), (truth, what)): _refuse_shape(values, name)
@@ -176,9 +175,9 @@ def cc(
     return _per_map(_correlation, saliency, density, "density")
 
 def _correlation(maps, truths, _):
-    module,scale = maps.module,maps.power*truths.power
-    values = _dot(maps.deviations, truths.deviations)/module.sqrt(module.where(scale > 0, scale, 1.))
-    return module.where(truths.is_flat, module.nan, values)
+    module,(left,own_mean,power),(right,mean,own_power) = maps.module,maps.levelled,truths.levelled
+    shared,scale = _dot(left, right) - left.shape[1]*own_mean*mean,power*own_power
+    return module.where(truths.is_flat, module.nan, shared/module.sqrt(module.where(scale > 0, scale, 1.)))
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #1f7826f7
 def sim(
@@ -191,11 +190,12 @@ def sim(
 
 def _shared(maps, truths, spares, stretch):
     if not stretch: maps.refuse_negative("a distribution is at least 0; or use stretch=True")
-    module,n_pixels = maps.module,maps.rows.shape[1]
-    rises = [module.where(each.is_flat, 1., each.mean - stretch*each.least) for each in (maps, truths)]
-    difference = module.multiply(maps.deviations, (rises[1]/rises[0])[:, None], out=spares[0])
-    difference = module.abs(module.subtract(difference, truths.deviations, out=spares[0]), out=spares[0])
-    return module.where(truths.is_empty, module.nan, 1 - difference.sum(1)/(2*n_pixels*rises[1]))
+    rises = [each.module.where(each.is_flat, 1., each.mean - stretch*each.least) for each in (maps, truths)]
+    module,scale = maps.module,rises[1]/rises[0]*~maps.is_flat
+    rows = module.multiply(maps.rows, scale[:, None], out=spares[0])
+    rows = module.add(rows, (truths.mean - scale*maps.mean)[:, None], out=spares[0])
+    shared = module.minimum(rows, truths.rows, out=spares[0]).sum(1) - truths.total
+    return module.where(truths.is_empty, module.nan, 1 + shared/(rows.shape[1]*rises[1]))
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #f83353f5
 EPSILON = np.finfo(np.float64).eps # MATLAB's eps
@@ -250,24 +250,25 @@ def nss(
     return _per_map(partial(_standardised, ddof=ddof), saliency, _looks(fixated, counts), "fixations")
 
 def _standardised(maps, looks, _, ddof):
-    variance = maps.power/(maps.rows.shape[1] - ddof)
+    variance = maps.levelled[2]/(maps.rows.shape[1] - ddof)
     above = ((looks.at(maps.rows) - maps.mean[:, None])*looks.weights).sum(1)/looks.weights.sum(1)
     return above/maps.module.sqrt(maps.module.where(variance > 0, variance, 1.))
 
 # %% ../../nbs/1_saliency/13_metrics.ipynb #160ed49a
-_BINS = 2**14 # by which pixels are told apart before any are sorted
+_BINS = 2**15 # by which pixels are told apart before any are sorted
 
 def _near_looks(row, pixels, spare, bins):
     "The values in a bin with a looked-at pixel, ascending; for each such pixel, how many are in lower bins."
     low = row.min()
     scale = (_BINS - 1)/(row.max() - low)
-    if len(row) < 4*_BINS or not 0 < scale < np.inf: return np.sort(row), np.zeros(len(pixels), np.int64)
+    if len(row) < 2*_BINS or not 0 < scale < np.inf: return np.sort(row), np.zeros(len(pixels), np.int64)
     np.multiply(np.subtract(row, low, out=spare), scale, out=spare)
     np.copyto(bins, spare, casting="unsafe")
-    n_within,looked = np.bincount(bins, minlength=_BINS),bins[pixels]
-    is_near = np.bincount(looked, minlength=_BINS) > 0
+    looked,is_near = bins[pixels],np.zeros(_BINS, bool)
+    is_near[looked] = True
     near = np.sort(row[np.flatnonzero(is_near.take(bins))])
-    n_within[is_near] = 0
+    n_within = np.bincount(bins, minlength=_BINS)
+    n_within[looked] = 0
     return near, n_within.cumsum()[looked]
 
 def _places(ordered, values):
