@@ -3,7 +3,7 @@ PROFILE ?= quick
 PYTHON  ?= python3.11
 BIN     := .venv/bin
 
-.PHONY: install workbook test lab readme
+.PHONY: install workbook site test lab readme
 install: .venv/installed
 
 .venv/installed: constraints.txt pyproject.toml
@@ -14,6 +14,10 @@ install: .venv/installed
 
 workbook: install
 	$(BIN)/avbook workbook --profile $(PROFILE)
+
+# what is there already, as pages: nothing is run
+site: install
+	$(BIN)/avbook site
 
 # two notebooks at a time, each on a core of its own
 test: export OMP_NUM_THREADS = 1
