@@ -71,18 +71,23 @@ def _listing(folder):
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     return sorted((str(path.relative_to(folder)), path.stat().st_size) for path in files)
 
+@cache   # what a process has loaded stays as it is
+def _machine_digest():
+    machine = environment()
+    device = machine["gpu"][0] if machine["gpu"] else "cpu"
+    return digest([machine["python"], machine["packages"], platform.machine(), device])
+
 def run_digests(
     notebook:str|Path, # with one cell tagged `parameters`
 )->dict[str, str]: # notebook, package, manifests, samples, environment
     "What a run depends on beside its parameters, here and now."
     cells = [_code_digest(source) for source,tags in code_cells(notebook) if "parameters" not in tags]
-    manifests,samples,machine = project_root()/"data_manifests",samples_folder(),environment()
-    device = machine["gpu"][0] if machine["gpu"] else "cpu"
+    manifests,samples = project_root()/"data_manifests",samples_folder()
     return dict(
         notebook=digest([Path(notebook).stem, cells]), package=_package_digest(),
         manifests=digest({name: digest((manifests/name).read_bytes()) for name,_ in _listing(manifests)}),
         samples=digest(_listing(samples) if samples else []),
-        environment=digest([machine["python"], machine["packages"], platform.machine(), device]))
+        environment=_machine_digest())
 
 def run_key(
     notebook:str|Path, # with one cell tagged `parameters`
@@ -255,7 +260,7 @@ def _run(job, n_threads, time_limit, stop, is_echoed):
         raise RunFailed("the notebook came to its end without a record: its last cell must call write_record")
 
 def _prepare(job, force):
-    _end_processes(job.partial)   # a kernel may outlive a runner that was killed by a second
+    if job.partial.exists(): _end_processes(job.partial)   # a kernel outlives a runner by a second
     job.partial.mkdir(parents=True, exist_ok=True)
     for path in job.partial.iterdir():
         if path.name == "checkpoints" and not force: continue
