@@ -133,10 +133,11 @@ def memory(minutes, fps):
         with film_sound(Clip(film)) as sound: print(f"  {len(sound)} samples of sound, {len(film_edges(Clip(film)))} moments")
         begun, used = time.process_time(), []
         for number, _ in enumerate(stream_video(film, tiny, batch_size=8)):
-            if number % 50 == 49: used.append(process.memory_info().rss/2**20)
-        tenths = [max(part) for part in np.array_split(used, 10)]
-        print(f"  {(time.process_time() - begun)/(number + 1)*1000:.1f} ms of a processor a frame; MiB in use, tenth by tenth: "
-              + ", ".join(f"{each:.0f}" for each in tenths))
+            if number % 50 == 49: used.append(process.memory_info())
+        print(f"  {(time.process_time() - begun)/(number + 1)*1000:.1f} ms of a processor a frame; most MiB in use, by tenths")
+        for what, each in (("all", [now.rss for now in used]),
+                           ("without files that are mapped, the sound's among them", [now.rss - now.shared for now in used])):
+            print(f"    {what}: " + ", ".join(f"{max(part)/2**20:.0f}" for part in np.array_split(each, 10)))
         write_prediction(film, Path(folder)/"out", tiny, kind="npz", batch_size=8)
         print(f"  after writing it as npz: {process.memory_info().rss/2**20:.0f} MiB in use")
 
