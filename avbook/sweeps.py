@@ -15,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 
 import avbook.classification.paper
-import avbook.quality
 import avbook.quality.paper
 import avbook.saliency.model
 import avbook.saliency.paper
@@ -28,7 +27,8 @@ _NUMBERS = "I", "II", "III", "IV", "V"
 TABLES = { # name → chapter, the table's name in its paper
     **{f"saliency-{number}": ("saliency", f"Table {roman}") for number,roman in enumerate(_NUMBERS, 1)},
     **{f"classification-{number}": ("classification", f"Table {number}") for number in (1, 2, 3)},
-    **{f"quality-{number}": ("quality", f"Table {_NUMBERS[number - 1]}") for number in (2, 3, 4, 5)}}
+    **{f"quality-{number}": ("quality", f"Table {_NUMBERS[number - 1]}") for number in (2, 3, 4, 5)},
+    "quality-ablations": ("quality", "ablations")}
 
 @dataclass(frozen=True)
 class TableRow:
@@ -68,12 +68,13 @@ def _classification(table, profile, n_seeds, more):
     jobs = avbook.classification.paper.table_jobs(table, profile, n_seeds, **more)
     return [TableRow(job["model"], "28_train", job) for job in jobs]
 
+_QUALITY_LABELS = {"Table II": "pairs of equal or close opinions", "Table III": "pairs by type",
+                   "Table IV": "Dual-Path VQA, rough", "Table V": "Dual-Path VQA, fine-tuned"}
+
 def _quality(table, profile, n_seeds, more):
-    printed = avbook.quality.paper.published().query("table == @table")
-    label = "pairs of videos" if table in ("Table II", "Table III") else printed.method.iloc[0]
-    table_jobs = getattr(avbook.quality, "table_jobs", None)
-    if not table_jobs: return [TableRow(label, None, {}, "its training notebook, 38_train, is not there yet")]
-    return [TableRow(label, "38_train", job) for job in table_jobs(table, profile, n_seeds, **more)]
+    jobs = avbook.quality.paper.table_jobs(table, profile, n_seeds, **more)
+    labels = [*avbook.quality.paper.ABLATIONS] if table == "ablations" else [_QUALITY_LABELS[table]]
+    return [TableRow(labels[place//n_seeds], "38_train", job) for place,job in enumerate(jobs)]
 
 def table_rows(
     name:str, # a key of `TABLES`, such as saliency-5
@@ -96,7 +97,7 @@ _PAPER_NEEDS = { # notebook → the parameters that name cards, and the cards th
     "18_train": dict(first_set="dhf1k", sets=["avad", "coutrot1", "coutrot2", "diem", "etmd", "summe"],
                      eyes="s3d_kinetics400", ears="soundnet8"),
     "28_train": dict(data="youtube8m_2018_video"),
-    "38_train": dict()}
+    "38_train": dict(data="kvq")}
 
 def needed_cards(
     row:TableRow,
