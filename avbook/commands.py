@@ -7,9 +7,7 @@ __all__ = ['app', 'run', 'sweep', 'workbook', 'main']
 
 # %% ../nbs/4_results/43_commands.ipynb #5c55027c
 import itertools
-import logging
 import re
-import signal
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -18,26 +16,8 @@ import typer
 from typer.core import TyperCommand
 
 from .arguments import experiments, find_notebook, read_grid, workbook_runs
-
-# %% ../nbs/4_results/43_commands.ipynb #ae0d1103
-@contextmanager
-def _telling():
-    from avbook.manifest import CardError, ChecksumError, UnsafeArchive
-    from avbook.records import ParameterError
-    from avbook.runs import RunFailed
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("avbook").setLevel(logging.INFO)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try: yield
-    except KeyboardInterrupt: _end("stopped; nothing finished is lost, the same command goes on", 130)
-    except (ParameterError, CardError, NotADirectoryError) as mistake: _end(mistake, 2)
-    except ModuleNotFoundError as missing: _end(f"{missing}: install avbook[workbook]", 1)
-    except (RunFailed, ChecksumError, UnsafeArchive, OSError) as failure: _end(failure, 1)
-    finally: signal.signal(signal.SIGTERM, before)
-
-def _end(sentence, code):
-    typer.echo(f"avbook: {sentence}", err=True)
-    raise typer.Exit(code)
+from .quality_commands import quality_app
+from .terminal import PLAIN, end, telling
 
 # %% ../nbs/4_results/43_commands.ipynb #3f01d506
 def _list_parameters(notebook):
@@ -62,8 +42,7 @@ def _metric_table(record):
     return pd.DataFrame(record["metrics"]).to_string(index=False, max_rows=40, float_format="{:.4g}".format)
 
 # %% ../nbs/4_results/43_commands.ipynb #754a1a8e
-_plain = dict(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-app = typer.Typer(no_args_is_help=True, **_plain)
+app = typer.Typer(no_args_is_help=True, **PLAIN)
 
 @app.callback()
 def _app():
@@ -108,7 +87,7 @@ def run(
       avbook run 18_train --profile quick -p seed 3
       avbook run my/own.ipynb -p n_steps 100 -p fusion concat --time-limit 3600
     """
-    with _telling():
+    with telling():
         path = find_notebook(notebook)
         if is_listing: return _list_parameters(path)
         _run_one(path, _with_profile(parameter, profile), time_limit, force)
@@ -149,7 +128,7 @@ def _table_jobs(name, given, n_seeds, executor):
     if "seed" in more: raise typer.BadParameter("a table has its seeds: give --seeds instead of -p seed")
     planned = plan_table(name, more.pop("profile", "quick"), n_seeds, executor, **more)
     if planned.left_out(): typer.echo(planned.left_out(), err=True)
-    if not planned.jobs: _end(f"no row of {name} can be run here", 1)
+    if not planned.jobs: end(f"no row of {name} can be run here", 1)
     return planned.jobs
 
 @app.command(cls=_PairsCommand)
@@ -185,7 +164,7 @@ def sweep(
     """
     from avbook.runs import job_table, plan
     given,varied = _with_profile(parameter, profile),[*(vary or [])]
-    with _telling(), _executor(scheduler, gpus) as executor:
+    with telling(), _executor(scheduler, gpus) as executor:
         if re.match("(saliency|classification|quality)-", what):
             if varied or grid: raise typer.BadParameter("a table is a grid already: leave -g and --grid out")
             jobs = _table_jobs(what, given, seeds or 3, executor)
@@ -198,7 +177,7 @@ def sweep(
         if not _do_with_store(jobs, store, **how): raise typer.Exit(1)
 
 # %% ../nbs/4_results/43_commands.ipynb #3c8b8e9e
-_runs_app = typer.Typer(invoke_without_command=True, **_plain)
+_runs_app = typer.Typer(invoke_without_command=True, **PLAIN)
 app.add_typer(_runs_app, name="runs")
 
 @_runs_app.callback()
@@ -218,7 +197,7 @@ def _list_runs(
       avbook runs list --state failed
     """
     from avbook.runs import found_jobs, job_table
-    with _telling():
+    with telling():
         jobs = [job for job in found_jobs() if state in (None, job.state())]
         for name,alike in itertools.groupby(jobs, key=lambda job: job.name):
             table = job_table(list(alike)).drop(columns="notebook")
@@ -234,7 +213,7 @@ def _show_run(key:Annotated[str, typer.Argument(help="A run's key, or its first 
       avbook runs show 3f2a
     """
     from avbook.runs import found_jobs
-    with _telling():
+    with telling():
         jobs = [job for job in found_jobs() if job.key.startswith(key)]
         if len(jobs) != 1: raise typer.BadParameter(f"{len(jobs)} runs have a key that begins with {key}")
         [job],state = jobs,jobs[0].state()
@@ -263,14 +242,14 @@ def _reproduce_run(
     from avbook.reproduce import (
         committed_record, compare_metrics, largest_difference, reproduce, reproduction_report)
     from avbook.runs import RunFailed
-    with _telling():
+    with telling():
         then = committed_record(key, records)
         typer.echo(f"{then['notebook']}, {then['key'][:16]} of {then['written']}: {then['seconds']:.0f} s then")
         try: now = reproduce(then, time_limit=time_limit, force=force)
         except RunFailed as failure: raise RunFailed(str(failure).split("\n")[0]) from None
         typer.echo(f"done again on {now['written']}, {now['seconds']:.0f} s\n\n{reproduction_report(then, now)}")
         most = largest_difference(compare_metrics(then, now))
-        if within is not None and most > within: _end(f"a metric moved by {most:.3g}, more than {within:g}", 1)
+        if within is not None and most > within: end(f"a metric moved by {most:.3g}, more than {within:g}", 1)
 
 # %% ../nbs/4_results/43_commands.ipynb #20ea87b2
 _Store = Annotated[str, typer.Argument(metavar="URL", help="As s3://bucket/runs, or a folder.")]
@@ -279,16 +258,16 @@ _Store = Annotated[str, typer.Argument(metavar="URL", help="As s3://bucket/runs,
 def _push_runs(url:_Store):
     "Bring finished runs to a store, unless they are there."
     from avbook.store import push_runs
-    with _telling(): typer.echo(f"{len(push_runs(url))} runs went to {url}")
+    with telling(): typer.echo(f"{len(push_runs(url))} runs went to {url}")
 
 @_runs_app.command("pull")
 def _pull_runs(url:_Store):
     "Bring finished runs from a store, unless they are here."
     from avbook.store import pull_runs
-    with _telling(): typer.echo(f"{len(pull_runs(url))} runs came from {url}")
+    with telling(): typer.echo(f"{len(pull_runs(url))} runs came from {url}")
 
 # %% ../nbs/4_results/43_commands.ipynb #9e4b477a
-_data_app = typer.Typer(no_args_is_help=True, **_plain, help="List, fetch and verify datasets.")
+_data_app = typer.Typer(no_args_is_help=True, **PLAIN, help="List, fetch and verify datasets.")
 app.add_typer(_data_app, name="data")
 _Card = Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name, as avbook data list gives it.")]
 
@@ -296,7 +275,7 @@ _Card = Annotated[str, typer.Argument(metavar="NAME", help="A dataset's name, as
 def _list_data():
     "List all datasets that have a card."
     from avbook.manifest import card_table
-    with _telling():
+    with telling():
         typer.echo(card_table().drop(columns="title").to_string(max_colwidth=24))
 
 @_data_app.command("fetch")
@@ -314,7 +293,7 @@ def _fetch_data(
       AVBOOK_DATA=/data avbook data fetch diem --accept-unknown
     """
     from avbook.manifest import data_root, fetch
-    with _telling():
+    with telling():
         fetch(name, accept_unknown=accept_unknown)
         typer.echo(f"{name} is complete in {data_root(name)}")
 
@@ -327,14 +306,14 @@ def _verify_data(name:_Card):
       AVBOOK_DATA=/data avbook data verify diem
     """
     from avbook.manifest import verify
-    with _telling():
+    with telling():
         problems = verify(name)
         for problem in problems: typer.echo(problem, err=True)
         if problems: raise typer.Exit(1)
         typer.echo(f"{name} is as its card says")
 
 # %% ../nbs/4_results/43_commands.ipynb #59e3435b
-_saliency_app = typer.Typer(no_args_is_help=True, **_plain, help="Where people look in a video.")
+_saliency_app = typer.Typer(no_args_is_help=True, **PLAIN, help="Where people look in a video.")
 app.add_typer(_saliency_app, name="saliency")
 
 @_saliency_app.callback()
@@ -374,7 +353,7 @@ def _predict_saliency(
       avbook saliency predict films/ 'more/*.mkv' --weights avrsp.safetensors --out maps --kind npz
       avbook saliency predict clip.mp4 --width 0.125 --size 64x96
     """
-    with _telling():
+    with telling():
         seen_at = _read_size(size)
         from avbook.saliency.predict import open_network, predict_files
         try:
@@ -382,9 +361,12 @@ def _predict_saliency(
             problems = predict_files(
                 films, out, network, kind=kind, has_overlay=overlay, size=seen_at, is_original=original,
                 batch_size=batch_size, device=device, is_shown=True)
-        except (ValueError, FileNotFoundError) as mistake: _end(mistake, 2)
-        if problems: _end(f"{len(problems)} of the videos could not be predicted", 1)
+        except (ValueError, FileNotFoundError) as mistake: end(mistake, 2)
+        if problems: end(f"{len(problems)} of the videos could not be predicted", 1)
         typer.echo(f"the maps are in {out}")
+
+# %% ../nbs/4_results/43_commands.ipynb #af1aee50
+app.add_typer(quality_app, name="quality")
 
 # %% ../nbs/4_results/43_commands.ipynb #fdf9b290
 def _make_tables(notebook, profile):
@@ -422,7 +404,7 @@ def workbook(
     from avbook.runs import plan
     from avbook.site import build_site
     folder = Path(notebooks or project_root()/"nbs")
-    with _telling():
+    with telling():
         jobs = [job for path in experiments(folder) for job in plan(path, workbook_runs(path, profile))]
         if not jobs: raise typer.BadParameter(f"there is no experiment notebook below {folder}")
         is_done = _do(jobs, n_workers=workers, time_limit=time_limit, force=force)
@@ -443,7 +425,7 @@ def _make_site(notebooks:_Folder=None):
       avbook site
     """
     from avbook.site import build_site
-    with _telling(): typer.echo(f"the workbook: {build_site(notebooks)}")
+    with telling(): typer.echo(f"the workbook: {build_site(notebooks)}")
 
 def main()->None:
     "What the console script `avbook` calls."

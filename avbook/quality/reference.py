@@ -29,8 +29,9 @@ def stored_frames(
         stream,failed = container.streams[info.video_stream],[]
         stream.thread_type = "AUTO"
         for number,frame in enumerate(decode_packets(read_packets(container, stream), failed)):
-            if failed: raise VideoError(f"{path}: about frame {number} cannot be decoded: the frames after it "
-                                        "would be compared with others' originals; copy or download it again")
+            if failed: raise VideoError(
+                f"{path}: about frame {number} cannot be decoded: the frames after it would be compared with "
+                "others' originals; copy or download it again")
             yield frame
 
 # %% ../../nbs/3_quality/37_reference.ipynb #338649e1
@@ -57,7 +58,8 @@ def shift_differences(
     "How well two films fit if one is taken to be late."
     found,n_frames = {},min(len(reference), len(distorted))
     for late in SHIFTS:
-        pairs = [each[max(0, shift):][:n_frames - abs(late)] for each,shift in ((reference, -late), (distorted, late))]
+        starts = (reference, max(0, -late)),(distorted, max(0, late))
+        pairs = [each[start:][:n_frames - abs(late)] for each,start in starts]
         n_pairs = min(map(len, pairs))
         if 2*n_pairs >= n_frames: found[late] = float(np.abs(pairs[0][:n_pairs] - pairs[1][:n_pairs]).mean())
     return found
@@ -82,15 +84,15 @@ def align(
     for name,what in dict(square_size="size upright", rotation="rotation").items():
         sides = [getattr(film, name) for film in films]
         if sides[0] != sides[1]: raise ValueError(
-            f"{distorted} has another {what} ({sides[1]}) than {reference} ({sides[0]}): bring it to the same first")
+            f"{distorted} has another {what} ({sides[1]}) than {reference} ({sides[0]}): change it first")
     if abs(films[1].fps/films[0].fps - 1) > Fraction(1, 100): raise ValueError(
         f"{distorted} has {float(films[1].fps):.3f} frames a second, {reference} {float(films[0].fps):.3f}: "
         "their frames do not belong together; bring them to the same rate first")
     differences = shift_differences(*(_thumbnails(path, n_looked_at) for path in (reference, distorted)))
     if offset is None and (late := best_shift(differences)): raise ValueError(
         f"{distorted} runs {abs(late)} frames {'late' if late > 0 else 'early'} (mean difference "
-        f"{differences[late]:.1f} grey levels instead of {differences[0]:.1f}): give offset {late} to compare "
-        "shifted, or 0 to compare as it is")
+        f"{differences[late]:.1f} grey levels instead of {differences[0]:.1f}): give offset {late} to "
+        "compare shifted, or 0 to compare as it is")
     late,(n_reference,n_distorted) = offset or 0,(film.n_frames for film in films)
     n_compared = min(n_reference - max(0, -late), n_distorted - max(0, late))
     if n_compared < 1: raise ValueError(f"offset is {late}, but there are {n_distorted} frames: none is left")
@@ -157,7 +159,8 @@ def pool(
 )->pd.DataFrame: # a row for each metric: mean, min, harmonic mean
     "One number for all frames, three ways."
     values = frames[[name for name in METRICS if name in frames]]
-    harmonic = {name: len(each)/(1/each).sum() if (each > 0).all() else np.nan for name,each in values.items()}
+    harmonic = {name: len(each)/(1/each).sum() if (each > 0).all() else np.nan
+                for name,each in values.items()}
     return pd.DataFrame({"mean": values.mean(), "min": values.min(), "harmonic mean": pd.Series(harmonic)})
 
 def full_reference(

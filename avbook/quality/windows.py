@@ -82,7 +82,7 @@ def iter_windows(
 
 # %% ../../nbs/3_quality/37_windows.ipynb #23fee839
 def overlap_add(
-    curves:Iterable[tuple[int, np.ndarray]], # of each window: its first frame, and a value for each of its frames
+    curves:Iterable[tuple[int, np.ndarray]], # of each window: its first frame, a value for each of its frames
     n_frames:int, # of the film; what windows say beyond it is left out
 )->np.ndarray: # (n_frames,); NaN where no window was
     "One value for each frame, windows averaged under triangles."
