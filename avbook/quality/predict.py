@@ -196,7 +196,8 @@ def score_video(
     starts,scores,curves,shares = zip(*found, strict=True)
     curve = overlap_add(zip(starts, curves, strict=True), info.n_frames) if is_dense else None
     raw = float(curve.mean() if is_dense else np.mean(scores))
-    if lost: doubts.append(f"{len(set(lost))} frames cannot be decoded: the frame before stands for each")
+    if n_lost := len(set(lost)):
+        doubts.append(f"{n_lost} of {info.n_frames} frames cannot be decoded: the one before stands in")
     (mos,),opinions = _opinions(model, [raw]),_opinions(model, scores)
     is_told,(low,high) = mos is not None,facts["scale"]
     def moment(number):
