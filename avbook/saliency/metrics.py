@@ -93,7 +93,7 @@ class _Maps:
     @cached_property
     def mean(self): return self.module.where(self.is_flat, self.rows[:, 0], self.total/self.rows.shape[1])
     @cached_property
-    def levelled(self): # rows that vary enough beside their mean, that mean, and the power of their deviations
+    def levelled(self): # rows that vary beside their mean, that mean, the power of their deviations
         squares,known = _dot(self.rows, self.rows),self.total*self.mean
         if (known < .9999*squares).all(): return self.rows, self.mean, squares - known
         deviations = self.module.subtract(self.rows, self.mean[:, None], out=self.spare)
