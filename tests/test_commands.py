@@ -59,7 +59,7 @@ def started(*arguments):
 
 def call(*arguments):
     process = started(*arguments)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=300)
     print(f"$ avbook {' '.join(map(str, arguments))}\n{output}{errors}exit code {process.returncode}\n")
     assert "Traceback" not in errors
     return process.returncode, output, errors

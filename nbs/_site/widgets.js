@@ -15,7 +15,7 @@
   const drawn = {
     [VIEW]: (data) => {
       const place = element("div");
-      drawView.call(new OutputArea({ selector: place }), data, {}, place);
+      drawView.call(new OutputArea({ selector: place }), data, {}, { append: (views) => place.append(...views) });
       return place;
     },
     "text/html": (data) => element("div", { innerHTML: joined(data) }),
