@@ -98,7 +98,8 @@ def _with_profile(given, profile): return [*(given or []), *([f"profile={profile
 @contextmanager
 def _executor(scheduler, n_gpus):
     from avbook.cluster import cluster_executor
-    if n_gpus and not scheduler: raise typer.BadParameter("--gpus is asked of a cluster: give its --scheduler")
+    if n_gpus and not scheduler:
+        raise typer.BadParameter("--gpus is asked of a cluster: give its --scheduler")
     with ExitStack() as stack:
         try: executor = stack.enter_context(cluster_executor(scheduler, n_gpus))
         except (ConnectionError, ValueError) as problem: raise typer.BadParameter(str(problem)) from None
@@ -247,7 +248,8 @@ def _reproduce_run(
         typer.echo(f"{then['notebook']}, {then['key'][:16]} of {then['written']}: {then['seconds']:.0f} s then")
         try: now = reproduce(then, time_limit=time_limit, force=force)
         except RunFailed as failure: raise RunFailed(str(failure).split("\n")[0]) from None
-        typer.echo(f"done again on {now['written']}, {now['seconds']:.0f} s\n\n{reproduction_report(then, now)}")
+        typer.echo(f"done again on {now['written']}, {now['seconds']:.0f} s\n\n"
+                   f"{reproduction_report(then, now)}")
         most = largest_difference(compare_metrics(then, now))
         if within is not None and most > within: end(f"a metric moved by {most:.3g}, more than {within:g}", 1)
 
