@@ -141,7 +141,7 @@ def sweep(
         "-g", "--vary", metavar="NAME=V1,V2", help="Values to try, each with all of the other -g.")]=None,
     grid:Annotated[str|None, typer.Option(
         metavar="FILE.json", help="[{name: value, ...}, ...] or {name: [v1, v2], ...}")]=None,
-    seeds:Annotated[int|None, typer.Option(min=1, help="Seeds 0 to N-1 of each.  [default: 3 of a table]")]=None,
+    seeds:Annotated[int|None, typer.Option(min=1, help="Seeds 0 to N-1 of each.  [default: 3]")]=None,
     workers:_Workers=None, time_limit:_Limit=None, force:_Force=False,
     is_listing:Annotated[bool, typer.Option("--list", help="List the runs, and run none.")]=False,
     scheduler:Annotated[str|None, typer.Option(
@@ -149,7 +149,7 @@ def sweep(
     gpus:Annotated[int, typer.Option(min=0, help="GPUs that a run asks of the cluster's workers.")]=0,
     threads:Annotated[int|None, typer.Option(min=1, help="CPU threads of each run.")]=None,
     store:Annotated[str|None, typer.Option(
-        metavar="URL", help="Take what is done from here, bring there what gets done; as s3://bucket/runs.")]=None,
+        metavar="URL", help="Take what is done from here, bring what gets done; as s3://bucket/runs.")]=None,
 ):
     """Run a notebook over a grid of parameters, or all runs of a published table.
 
@@ -174,7 +174,8 @@ def sweep(
             jobs = plan(path, read_grid(path, given, varied + [f"seed={each_seed}"]*bool(seeds), grid),
                         executor=executor)
         if is_listing: return typer.echo(job_table(jobs).to_string(index=False, max_colwidth=60, na_rep=""))
-        how = dict(executor=executor, n_workers=workers, time_limit=time_limit, force=force, n_threads=threads)
+        how = dict(executor=executor, n_workers=workers, time_limit=time_limit, force=force,
+                   n_threads=threads)
         if not _do_with_store(jobs, store, **how): raise typer.Exit(1)
 
 # %% ../nbs/4_results/43_commands.ipynb #3c8b8e9e
@@ -245,7 +246,8 @@ def _reproduce_run(
     from avbook.runs import RunFailed
     with telling():
         then = committed_record(key, records)
-        typer.echo(f"{then['notebook']}, {then['key'][:16]} of {then['written']}: {then['seconds']:.0f} s then")
+        typer.echo(f"{then['notebook']}, {then['key'][:16]} of {then['written']}: "
+                   f"{then['seconds']:.0f} s then")
         try: now = reproduce(then, time_limit=time_limit, force=force)
         except RunFailed as failure: raise RunFailed(str(failure).split("\n")[0]) from None
         typer.echo(f"done again on {now['written']}, {now['seconds']:.0f} s\n\n"
