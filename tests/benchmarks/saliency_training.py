@@ -1,9 +1,9 @@
 """What one training step of the full network takes, in time and memory: python tests/benchmarks/saliency_training.py
 
 32 frames of 224x384, width 1, by `fit`, fed from a generated film by `TrainingWindows`; in single precision and bfloat16,
-with and without computing activations twice. Each way has a process of its own, so that the most memory is its own. On a
-processor a step takes minutes; a way that would leave the machine too little memory is given up. Where there is a GPU, the
-same on it, and for what share of the time it waits for data: what a step takes longer than with windows ready in memory.
+with and without computing activations twice. Each way has a process of its own, so that the most memory is its own. A way
+that would leave the machine too little memory is given up. Where there is a GPU, the same on it, and for what share of the
+time it waits for data: what a step takes longer than with windows ready in memory.
 """
 import argparse
 import json
@@ -31,7 +31,7 @@ from avbook.saliency.windows import TrainingWindows, WindowShape
 from avbook.video import Clip, write_video
 
 GIB = 2**30
-N_WARM = {"cpu": 0, "cuda": 5} # steps that are not counted
+N_WARM = {"cpu": 1, "cuda": 5} # steps that are not counted: AdamW has its moments only after the first
 
 
 def generated_film(path, n_frames=96, fps=25):
