@@ -340,13 +340,14 @@ class Pathway(nn.Module):
         patches:str="linear", # as in eq. 2, or energies
     ):
         super().__init__()
-        if patches not in ("linear", "energies"): raise ValueError(f"patches is {patches!r}, not linear, energies")
+        if patches not in ("linear", "energies"):
+            raise ValueError(f"patches is {patches!r}, not linear, energies")
         if len(depths) != len(n_heads):
             raise ValueError(f"there are {len(depths)} stages but heads for {len(n_heads)}")
         self.every,self.position,self.frames_apart = every,position,every*stride[0]
         self.widths = [width*2**stage for stage in range(len(depths))]
-        is_linear = patches == "linear"
-        self.embed = PatchEmbed3D(width, kernel, stride, dilation) if is_linear else EnergyEmbed(width, stride)
+        self.embed = (PatchEmbed3D(width, kernel, stride, dilation) if patches == "linear"
+                      else EnergyEmbed(width, stride))
         self.semantic = None if semantic == "none" else SemanticTransformation(width, semantic == "channel")
         rates = iter(torch.linspace(0, drop_rate, sum(depths), device="cpu").tolist())
         self.stages = nn.ModuleList(nn.Sequential(*(

@@ -150,7 +150,8 @@ def fit_calibration(
     offset = opinions.mean() - slope*scores.mean()
     squares = ((opinions - slope*scores - offset)**2).sum()
     residual = float(np.sqrt(squares/(len(scores) - 2))) if len(scores) > 2 else None
-    return Calibration(float(slope), float(offset), low, high, True, tuple(seen.tolist()), residual, fitted_on)
+    line = float(slope),float(offset)
+    return Calibration(*line, low, high, True, tuple(seen.tolist()), residual, fitted_on)
 
 # %% ../../nbs/3_quality/36_model.ipynb #260d219f
 class Judged(NamedTuple):
