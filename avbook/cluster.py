@@ -63,9 +63,11 @@ def slurm_settings(
     "What a batch job must be told to do runs of a sweep."
     minutes = _minutes(walltime)
     if minutes < 20: raise ValueError(f"walltime is {walltime}, which leaves no time: at least 20 minutes")
-    if n_runs < 1 or n_runs > n_cpus: raise ValueError(f"n_runs is {n_runs}, but must be from 1 to {n_cpus} cores")
+    if not 1 <= n_runs <= n_cpus:
+        raise ValueError(f"n_runs is {n_runs}, but must be from 1 to {n_cpus} cores")
     offered = ["--resources", f"GPU={n_gpus}"] if n_gpus else []
     return dict(
-        queue=queue, account=account, walltime=walltime, memory=memory, cores=n_runs, processes=1, job_cpu=n_cpus,
+        queue=queue, account=account, walltime=walltime, memory=memory, cores=n_runs, processes=1,
+        job_cpu=n_cpus,
         job_extra_directives=[f"--gres=gpu:{n_gpus}"] if n_gpus else [], log_directory=log_folder,
         worker_extra_args=[*offered, "--lifetime", f"{minutes - 10}m"], job_script_prologue=list(setup))

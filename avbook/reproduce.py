@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .records import ParameterError, parameters
+from .records import ParameterError
 from .repro import artifacts_folder, project_root
 from .runs import plan, run_job
 
@@ -26,7 +26,7 @@ def _checked(path):
     if lacking: raise ParameterError(f"{path.name} is not a record: it lacks {', '.join(sorted(lacking))}")
     if not record["key"]: raise ParameterError(f"{path.name} was run by hand: nobody knows its code")
     if record["profile"] == "smoke":
-        raise ParameterError(f"{path.name} is a smoke test: it shows that a notebook runs, its numbers are none")
+        raise ParameterError(f"{path.name} is a smoke test: that a notebook runs is all that it shows")
     return record
 
 def committed_record(
@@ -38,7 +38,7 @@ def committed_record(
     paths = sorted(folder.glob("*/*.json"))
     meant = [path for path in paths if path.stem.startswith(key)] if key else []
     if len(meant) == 1: return _checked(meant[0])
-    if not meant: raise ParameterError(f"none of the {len(paths)} records in the folder {folder.name} has a key "
+    if not meant: raise ParameterError(f"none of {len(paths)} records in the folder {folder.name} has a key "
                                        f"that begins with {key!r}: their files are named by their keys")
     raise ParameterError(f"{len(meant)} records have a key that begins with {key}: give more of it, "
                          f"{' or '.join(path.stem[:len(key) + 4] for path in meant[:3])}")
@@ -91,7 +91,8 @@ def compare_metrics(
         both = one is not None and other is not None
         ends = [abs(_apart(one.get(end), other.get(end))) for end in ("low", "high")] if both else [math.nan]
         rows.append((*name[:2], *((each or {}).get("value") for each in (one, other)),
-                     _apart(one["value"], other["value"]) if both else math.nan, max(ends), is_clocked(name[0])))
+                     _apart(one["value"], other["value"]) if both else math.nan, max(ends),
+                     is_clocked(name[0])))
     names = ["metric", "labels", "then", "now", "difference", "of_interval", "is_clocked"]
     return pd.DataFrame(rows, columns=names).astype(dict(then=float, now=float))
 
@@ -111,14 +112,16 @@ _MAY = dict(
     python="rarely moves numbers", packages="may move numbers",
     n_threads="moves the last bits: sums are taken in another order", cpu="may move the last bits",
     platform="may move the last bits", driver="may move the last bits", cuda="may move the last bits",
-    is_resumed="should move nothing", commit="moves nothing by itself", is_dirty="the commit alone does not tell")
+    is_resumed="should move nothing", commit="moves nothing by itself",
+    is_dirty="the commit alone does not tell")
 
 def _origin(record):
     "What a record says of its making, flat: name → value, in the order of `_MAY`."
     about,digests = record.get("environment") or {},record.get("digests") or {}
     parts = dict(
         parameters=record["parameters"], packages=about.get("packages") or {},
-        **{name: (digests.get(name) or "unknown")[:10] for name in ("notebook", "package", "manifests", "samples")},
+        **{name: (digests.get(name) or "unknown")[:10]
+           for name in ("notebook", "package", "manifests", "samples")},
         **{name: about.get(name) for name in ("python", "cpu", "platform", "driver", "cuda")},
         **{name: record.get(name) for name in ("device", "n_threads", "is_resumed", "commit", "is_dirty")})
     for kind in _MAY:

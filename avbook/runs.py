@@ -22,7 +22,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -368,7 +368,10 @@ def _follow(futures, progress):
     for _ in futures:
         future = _next(ended, progress.bar)
         job = futures[future]
-        error = CancelledError("the executor gave it up") if future.cancelled() else future.exception()
+        if future.cancelled():
+            raise ConnectionError("the executor gave up its runs, as it does when its scheduler cannot be "
+                                  "reached; nothing finished is lost, the same sweep goes on")
+        error = future.exception()
         if isinstance(error, RunBusy): busy.append(job); continue
         if error: _keep_failure(job, error)
         progress.end(job, "failed" if error else "done")

@@ -26,7 +26,8 @@ def _opened(url):
 def _finished(runs, keys):
     "The folders of the finished runs that are asked for; not those that somebody ran by hand."
     wanted = None if keys is None else {key[:16] for key in keys}
-    found = [path.parent for path in sorted(runs.glob("*/*/record.json")) if (path.parent/"run.json").exists()]
+    found = [path.parent for path in sorted(runs.glob("*/*/record.json"))
+             if (path.parent/"run.json").exists()]
     return [path for path in found if path.suffix != ".partial" and (wanted is None or path.name in wanted)]
 
 def push_runs(

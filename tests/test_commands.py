@@ -1,7 +1,6 @@
 """The command line as a person meets it: exit codes, sentences on the standard error, and the workbook's site."""
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
