@@ -173,7 +173,7 @@ class _OverProcesses:
         mean,n_rows = sums[:-1]/sums[-1],sums[-1]
         centred = wide - mean.view(shape)
         variance = all_reduce(centred.square().sum(along))/n_rows
-        self._remember(mean.detach(), variance.detach()*n_rows/(n_rows - 1))
+        self._remember(mean.detach(), (variance*n_rows/(n_rows - 1)).detach())
         scale = (variance + self.eps).rsqrt()
         if self.affine: scale = scale*self.weight
         found = centred*scale.view(shape)
