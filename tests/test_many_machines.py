@@ -145,7 +145,8 @@ def queue(tmp_path, monkeypatch):
     "Commands named as SLURM's, that start a job at once and on this machine."
     folder = tmp_path/"bin"
     folder.mkdir()
-    (folder/"sbatch").write_text('#!/bin/bash\nsetsid bash "$1" > /dev/null 2>&1 &\necho "Submitted batch job $!"\n')
+    (folder/"sbatch").write_text(   # as SLURM's, it takes the script away with it: the file is gone in a moment
+        '#!/bin/bash\nscript=$(<"$1")\nsetsid bash -c "$script" > /dev/null 2>&1 &\necho "Submitted batch job $!"\n')
     (folder/"scancel").write_text('#!/bin/bash\nkill -- "-$1"\n')
     for path in folder.iterdir(): path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
