@@ -68,7 +68,7 @@ _Profile = Annotated[str|None, typer.Option(help="Short for -p profile VALUE: sm
 _Limit = Annotated[float|None, typer.Option(min=1, help="Seconds after which a run is given up.")]
 _Force = Annotated[bool, typer.Option("--force", help="Run again what is done, from the beginning.")]
 _Workers = Annotated[int|None, typer.Option(
-    min=1, help="Runs at a time.  [default: one for every two cores; one with a GPU]")]
+    min=1, help="Runs at a time.  [default: two, or half as many as cores; one with a GPU]")]
 
 @app.command(cls=_PairsCommand)
 def run(

@@ -387,7 +387,7 @@ def _keep_failure(job, error):
 def run_jobs(
     jobs:list[Job],               # from `plan`, of one notebook or of several
     executor:Executor|None=None,  # None: threads of this process, each waiting for its kernel
-    n_workers:int|None=None,      # runs at a time; None: one for every two cores, one where there is a GPU
+    n_workers:int|None=None,      # runs at a time; None: two, or half as many as cores; one with a GPU
     time_limit:float|None=None,   # seconds a run may take; None: as long as it takes
     force:bool=False,             # run all, though some are done
     n_threads:int|None=None,      # CPU threads of each run; None: these cores shared out, elsewhere one
@@ -396,7 +396,7 @@ def run_jobs(
     missing = [job for job in jobs if force or job.state() != "done"]
     if not missing: return job_table(jobs)
     is_ours,cores,stop = executor is None,n_cpus(),missing[0].lock_folder/f"stop-{uuid.uuid4().hex}"
-    n_workers = n_workers or (1 if torch.cuda.is_available() or not is_ours else max(1, cores//2))
+    n_workers = n_workers or (1 if torch.cuda.is_available() or not is_ours else max(min(cores, 2), cores//2))
     n_threads = n_threads or (max(1, cores//n_workers) if is_ours else 1)
     one_run = partial(run_job, n_threads=n_threads, time_limit=time_limit, force=force, stop=stop)
     progress,futures = _Progress(missing, n_workers),{}
@@ -418,7 +418,7 @@ def sweep(
     given:list[dict],             # the parameters of each run that are not at their default
     executor:Executor|None=None,  # where it runs; None: kernels on this machine
     runs:str|Path|None=None,      # folder of all runs; None: _artifacts/runs
-    n_workers:int|None=None,      # runs at a time; None: one for every two cores, one where there is a GPU
+    n_workers:int|None=None,      # runs at a time; None: two, or half as many as cores; one with a GPU
     time_limit:float|None=None,   # seconds a run may take; None: as long as it takes
     force:bool=False,             # run all, though some are done
 )->pd.DataFrame: # one row a run: key, notebook, state, seconds, error, the parameters that differ
