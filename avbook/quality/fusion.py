@@ -6,12 +6,13 @@
 __all__ = ['CrossAttention', 'Meeting', 'Weighed', 'WeightedSum', 'QualityHead']
 
 # %% ../../nbs/3_quality/35_fusion.ipynb #2d587586
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..layers import attention_weights
 from .encoders import (SemanticTransformation, attend_windows, from_windows, linear, pad_to,
                                      to_windows, window_plan)
 
@@ -56,6 +57,22 @@ class CrossAttention(nn.Module):
         if len(plan.masks) > 1: told = told.index_select(1, plan.back)
         padded = pad_to(tokens[:1], own).shape[1:4]
         return from_windows(self.project(told), padded, own)[:, :, :tokens.shape[2], :tokens.shape[3]]
+
+    def weights(self,
+        tokens:Tensor,      # as in `forward`
+        other:Tensor,       # as in `forward`
+        place:Tensor,       # as in `forward`
+        other_place:Tensor, # as in `forward`
+    )->Iterator[tuple[slice, slice, Tensor]]: # rows, columns, (clips, heads, own places, other's places)
+        "How much each token of a window takes from each of the other's there; places are time × rows × columns."
+        asking,knowing = self.norm(tokens) + place,self.other_norm(other) + other_place
+        down,across = map(min, tokens.shape[2:4], self.window)
+        for top in range(0, tokens.shape[2], down):
+            for left in range(0, tokens.shape[3], across):
+                window = slice(top, top + down),slice(left, left + across)
+                query,key = (to(each[:, :, *window].flatten(1, 3)).unflatten(-1, (self.n_heads, -1))
+                             for to,each in ((self.to_query, asking), (self.to_key, knowing)))
+                yield *window, attention_weights(query.transpose(1, 2), key.transpose(1, 2))
 
 # %% ../../nbs/3_quality/35_fusion.ipynb #c1975bf6
 class Meeting(nn.Module):
