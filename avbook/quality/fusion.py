@@ -64,7 +64,7 @@ class CrossAttention(nn.Module):
         place:Tensor,       # as in `forward`
         other_place:Tensor, # as in `forward`
     )->Iterator[tuple[slice, slice, Tensor]]: # rows, columns, (clips, heads, own places, other's places)
-        "How much each token of a window takes from each of the other's there; places are time × rows × columns."
+        "How much each token of a window takes from each of the other's; places are time × rows × columns."
         asking,knowing = self.norm(tokens) + place,self.other_norm(other) + other_place
         down,across = map(min, tokens.shape[2:4], self.window)
         for top in range(0, tokens.shape[2], down):
