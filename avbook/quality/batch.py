@@ -126,7 +126,7 @@ def _frames_places(paths, frames, model, is_dense):
 
 def score_files(
     sources:Iterable[str|Path], # what `find_videos` takes: files, folders, patterns
-    model:SlowFastVQA|str|Path="random", # what `open_network` takes
+    model:SlowFastVQA|str|Path="pretrained", # what `open_network` takes
     out:str|Path|None=None, # the table to write, with its journal beside it; None: none
     form:str="csv", # of the table: csv, json or text
     frames:str|Path|None=None, # a folder for the CSVs of frames; of one video also a .csv

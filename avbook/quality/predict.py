@@ -22,6 +22,7 @@ from scipy.special import ndtr
 
 from ..batches import own_randomness
 from ..media import decode_packets, open_media, read_packets, study_picture
+from ..pretrained import find_weights
 from .data import View, clip_starts, size_for
 from .model import SlowFastVQA, load_vqa
 from .paper import printed
@@ -31,23 +32,8 @@ from ..repro import digest
 # %% ../../nbs/3_quality/37_predict.ipynb #dbb80b45
 _log = logging.getLogger("avbook.quality.predict")
 
-def _weights_in(folder):
-    found = sorted(folder.glob("*.safetensors"))
-    meant = [path for path in found if path.stem == "vqa"] or found
-    if len(meant) != 1:
-        raise FileNotFoundError(f"{folder} holds {len(meant)} files of weights: give the path of one")
-    return meant[0]
-
-def _run_folder(key):
-    from avbook.runs import found_jobs
-    jobs = [job for job in found_jobs() if key and job.key.startswith(key)]
-    if len(jobs) != 1: raise FileNotFoundError(
-        f"{key} is no file of weights, and {len(jobs)} runs have a key that begins so (see avbook runs)")
-    if jobs[0].state() != "done": raise FileNotFoundError(f"the run {key} is not done: it has no weights yet")
-    return jobs[0].folder
-
 def open_network(
-    weights:SlowFastVQA|str|Path="random", # a network; a file, a run's folder, a run's key; or random
+    weights:SlowFastVQA|str|Path="pretrained", # a network; pretrained; a file, a run's folder or key; or random
     **changes, # fields of `Design` that are to differ
 )->SlowFastVQA: # in evaluation mode, with a `name`
     "The network that is meant."
@@ -56,11 +42,9 @@ def open_network(
         _log.warning("the weights are RANDOM: the scores mean nothing; give the file of a trained network")
         with own_randomness(0): model = SlowFastVQA.from_preset("nano", **changes)
     else:
-        path = Path(weights)
-        if not path.exists(): path = _run_folder(str(weights))
-        path = _weights_in(path) if path.is_dir() else path
+        path = find_weights(weights, "vqa", "quality")
         model = load_vqa(path, **changes)
-    model.name = "random" if str(weights) == "random" else path.name
+    model.name = str(weights) if str(weights) in ("random", "pretrained") else path.name
     return model.eval()
 
 # %% ../../nbs/3_quality/37_predict.ipynb #2dc7a8aa
@@ -179,7 +163,7 @@ def view_of(
 
 def score_video(
     path:str|Path, # a video, of any length
-    model:SlowFastVQA|str|Path="random", # what `open_network` takes
+    model:SlowFastVQA|str|Path="pretrained", # what `open_network` takes
     n_clips:int=4, # spread over the video; of a short one fewer
     is_dense:bool=False, # windows all over instead, and a value for each frame
     view:View|None=None, # how the network is shown the video; None: `view_of`
@@ -235,7 +219,7 @@ def chance_above(
 def compare_videos(
     a:str|Path, # a video
     b:str|Path, # another
-    model:SlowFastVQA|str|Path="random", # what `open_network` takes
+    model:SlowFastVQA|str|Path="pretrained", # what `open_network` takes
     **options, # of `score_video`
 )->Comparison:
     "Which of two videos looks better, and how sure that is."

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from ..audio import read_audio
 from ..batches import own_randomness
 from ..media import find_videos
+from ..pretrained import find_weights
 from ..repro import atomic_path, digest
 from .model import AVRSP, load_avrsp
 from .quick import quicken
@@ -183,18 +184,19 @@ def stream_maps(
 _log = logging.getLogger("avbook.saliency.predict")
 
 def open_network(
-    weights:AVRSP|str|Path="random", # a network, what `save_avrsp` wrote, or random
+    weights:AVRSP|str|Path="pretrained", # a network; pretrained; a file, a run's folder or key; or random
     **changes, # fields of `Design` that are to differ
 )->AVRSP:
     "The network that is meant."
     if isinstance(weights, AVRSP): return weights
-    if str(weights) != "random": return load_avrsp(weights, **changes).eval()
+    if str(weights) != "random":
+        return load_avrsp(find_weights(weights, "avrsp", "saliency"), **changes).eval()
     _log.warning("the weights are RANDOM: the maps mean nothing; give the file of a trained network")
     with own_randomness(0): return AVRSP(**changes).eval()
 
 def stream_video(
     clip:Clip|str|Path, # a video, of any length
-    model:AVRSP|str|Path="random", # what `open_network` takes
+    model:AVRSP|str|Path="pretrained", # what `open_network` takes
     size:tuple[int, int]|None=None, # (height, width) that the network sees, px; None: its design's
     is_original:bool=False, # maps as large as the video's frames
     batch_size:int=4, # windows at a time
@@ -219,7 +221,7 @@ def enlarged(
 
 def predict_video(
     clip:Clip|str|Path, # a video; a whole long film belongs to `stream_video`
-    model:AVRSP|str|Path="random", # what `open_network` takes
+    model:AVRSP|str|Path="pretrained", # what `open_network` takes
     **options, # of `stream_video`
 )->np.ndarray: # float32 (frames, height, width), between 0 and 1
     "Where people look in each frame of a video."
@@ -298,7 +300,7 @@ def _about(path, model, kind, has_overlay, size, is_original):
 def write_prediction(
     path:str|Path, # a video
     folder:str|Path, # made when all is written; left alone if it holds the same prediction
-    model:AVRSP|str|Path="random", # what `open_network` takes
+    model:AVRSP|str|Path="pretrained", # what `open_network` takes
     kind:str="png", # png: an image of 16 bits for each map; npz: one array
     has_overlay:bool=False, # also overlay.mp4
     size:tuple[int, int]|None=None, # (height, width) that the network sees, px; None: its design's
@@ -327,7 +329,7 @@ def write_prediction(
 def predict_files(
     sources:Iterable[str|Path], # what `find_videos` takes
     folder:str|Path, # gets a folder for each video, named like it
-    model:AVRSP|str|Path="random", # what `open_network` takes
+    model:AVRSP|str|Path="pretrained", # what `open_network` takes
     **options, # of `write_prediction`
 )->dict[Path, str]: # what went wrong, by video; empty where nothing did
     "Predict videos onto the disk, one after the other."
