@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'seed_everything', 'seed_worker', 'rng_state', 'restore_rng_state', 'digest', 'digest_file',
-           'project_root', 'artifacts_folder', 'samples_folder', 'atomic_path', 'environment']
+           'project_root', 'artifacts_folder', 'samples_folder', 'atomic_path', 'forget_parts', 'environment']
 
 # %% ../nbs/0_core/00_repro.ipynb #962e5810
 import errno
@@ -15,6 +15,7 @@ import operator
 import os
 import platform
 import random
+import re
 import shutil
 import subprocess
 import uuid
@@ -25,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 # %% ../nbs/0_core/00_repro.ipynb #0e256878
@@ -165,6 +167,11 @@ def _put_in_place(temporary, path):
     _flush(path.parent)
     for each in old: _remove(each)
 
+def _part_of(path):
+    "A name beside a path that tells who writes there."
+    machine = re.sub(r"\W", "", platform.node())[:32]
+    return path.with_name(f".{machine}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part.{path.name}")
+
 @contextmanager
 def atomic_path(
     path:str|Path, # file or folder to make or replace; its parents are made
@@ -172,13 +179,24 @@ def atomic_path(
     "Write under another name and rename when whole: what lies at `path` is complete, or as it was."
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.part.{path.name}")
+    temporary = _part_of(path)
     try:
         yield temporary
         if not temporary.exists():
             raise FileNotFoundError(f"nothing was written for {path}: expected it at {temporary}")
         _put_in_place(temporary, path)
     finally: _remove(temporary)
+
+def forget_parts(
+    path:str|Path, # what was to be made with `atomic_path`
+)->int: # how many there were
+    "Remove what killed processes of this machine left half written of a file or folder."
+    path,machine = Path(path).absolute(),_part_of(Path("x")).name.split("-")[0]
+    parts = path.parent.glob(f"{machine}-*.part.*") if path.parent.is_dir() else []
+    left = [part for part in parts if part.name.endswith(f".part.{path.name}")
+            and not psutil.pid_exists(int(part.name.split("-")[1]))]
+    for part in left: _remove(part)
+    return len(left)
 
 # %% ../nbs/0_core/00_repro.ipynb #24e39a9c
 PACKAGES = (

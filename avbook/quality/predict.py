@@ -33,7 +33,7 @@ from ..repro import digest
 _log = logging.getLogger("avbook.quality.predict")
 
 def open_network(
-    weights:SlowFastVQA|str|Path="pretrained", # a network; pretrained; a file, a run's folder or key; or random
+    weights:SlowFastVQA|str|Path="pretrained", # a network; pretrained, random; a file, a run's folder or key
     **changes, # fields of `Design` that are to differ
 )->SlowFastVQA: # in evaluation mode, with a `name`
     "The network that is meant."

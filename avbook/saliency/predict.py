@@ -31,7 +31,7 @@ from ..audio import read_audio
 from ..batches import own_randomness
 from ..media import find_videos
 from ..pretrained import find_weights
-from ..repro import atomic_path, digest
+from ..repro import atomic_path, digest, forget_parts
 from .model import AVRSP, load_avrsp
 from .quick import quicken
 from .sharing import SharedSight
@@ -314,6 +314,7 @@ def write_prediction(
     size = tuple(size or model.design.size)
     about = _about(path, model, kind, has_overlay, size, is_original)
     told = folder/"about.json"
+    forget_parts(folder)
     if told.is_file() and json.loads(told.read_text(encoding="utf-8")) == about: return False
     found = stream_video(path, model, size, is_original, **options)
     found = tqdm(found, path.name, about["n_frames"], unit="frame", disable=not is_shown)
