@@ -33,6 +33,7 @@ from .records import Record, read_records
 from ..repro import atomic_path
 from ..show import COLOURS, Picture
 from ..media import Clip
+from ..pretrained import find_weights
 
 # %% ../../nbs/2_classification/27_predict.ipynb #a4f26aef
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Trained:
     name:str                            # one of `model_names()`
     rows:str = "mean"                   # what it was trained to read: mean, mf_std or frames
     names:tuple[str, ...]|None = None   # of its classes, in order; None: they have none
+    encoder:str|None = None             # of `build_encoder`, that its clips went through; None: not known
 
     def __post_init__(self):
         if self.rows not in ROWS: raise ValueError(f"rows={self.rows!r} is none of {', '.join(ROWS)}")
@@ -56,7 +58,7 @@ def save_network(
     folder:str|Path, # made, or replaced when all is written
 )->None:
     "Keep a network with all that is needed to use it: network.json and weights.safetensors."
-    about = dict(name=trained.name, rows=trained.rows, names=trained.names,
+    about = dict(name=trained.name, rows=trained.rows, names=trained.names, encoder=trained.encoder,
                  design=asdict(trained.network.design))
     weights = {name: values.contiguous() for name,values in trained.network.state_dict().items()}
     with atomic_path(folder) as part:
@@ -78,7 +80,7 @@ def load_network(
     except RuntimeError as error:
         raise ValueError(f"{place}: weights and network.json differ: {error}") from None
     names = about["names"] and tuple(about["names"])
-    return Trained(network.eval(), about["name"], about["rows"], names)
+    return Trained(network.eval(), about["name"], about["rows"], names, about.get("encoder"))
 
 # %% ../../nbs/2_classification/27_predict.ipynb #8cf9a7d2
 _log = logging.getLogger("avbook.classification.predict")
@@ -86,13 +88,14 @@ _log = logging.getLogger("avbook.classification.predict")
 def _open_one(given):
     if isinstance(given, Trained): return given
     if isinstance(given, Network): return Trained(given, "a network")
-    if given in model_names():
-        _log.warning("%s has RANDOM weights: its labels mean nothing; give a run's folder instead", given)
-        return Trained(build_model(given), given)
-    return load_network(given)
+    name = "Attend-Fusion" if given == "random" else given
+    if name in model_names():
+        _log.warning("%s has RANDOM weights: its labels mean nothing; give a run's folder instead", name)
+        return Trained(build_model(name), name)
+    return load_network(find_weights(given, "network/weights", "classification").parent)
 
 def open_networks(
-    given, # a folder, a network, a `Trained`, one of `model_names()` (random weights), or a list of them
+    given="pretrained", # that, a run's folder or key, a `Trained`, a `Network`, a name (random), or a list
 )->list[Trained]: # in evaluation mode
     "Networks that can be asked together."
     is_one = isinstance(given, str|Path|Network|Trained)
@@ -100,7 +103,7 @@ def open_networks(
     if not found: raise ValueError("there is no network to ask")
     for each in found:
         each.network.eval()
-        for what in ("num_classes", "rows", "names"):
+        for what in ("num_classes", "rows", "names", "encoder"):
             values = getattr(found[0], what),getattr(each, what)
             if len({*values} - {None}) > 1: raise ValueError(
                 f"{each.name} cannot be averaged with {found[0].name}: their {what} differ")
@@ -112,7 +115,7 @@ _CLIP_ENDINGS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".flv"
 def iter_records(
     source, # shards (folder, pattern, paths), clips (paths, patterns, `Clip`s), `Record`s, or a list of them
     num_classes:int|None=None, # size of the vocabulary that labels must be within; None: any label
-    encode:str|Callable="random", # clips' encoders: random, published, or encode(clip) -> Record
+    encode:str|Callable="random", # clips' encoders: random, plain, published, or encode(clip) -> Record
     device:str="cpu", # of these encoders
 )->Iterator[Record]:
     "Records, from wherever they come."
@@ -186,11 +189,11 @@ def _tags_of(batch, scores, names, top_k):
 # %% ../../nbs/2_classification/27_predict.ipynb #be088cd8
 def iter_tags(
     source, # what `iter_records` takes: shards, clips, records
-    networks, # what `open_networks` takes: folders of runs, networks, or one of these
+    networks="pretrained", # what `open_networks` takes: folders of runs, networks, or one of these
     names:list[str]|str|Path|None=None, # of the classes, or a vocabulary.csv; None: as the networks know them
     top_k:int=20, # labels of each video
     batch_size:int=256, # videos at a time
-    encode:str|Callable="random", # clips' encoders: random, published, or encode(clip) -> Record
+    encode:str|Callable|None=None, # what `iter_records` takes; None: what the networks know, or random
     device:str|None=None, # None: a GPU if there is one
 )->Iterator[Tags]:
     "What each video is about, one after the other."
@@ -203,6 +206,7 @@ def iter_tags(
     if top_k < 1: raise ValueError(f"top_k is {top_k} but must be at least 1")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for each in opened: each.network.to(device)
+    encode = encode or next((each.encoder for each in opened if each.encoder), "random")
     records,n_blind = iter_records(source, num_classes, encode, device),0
     for batch in _batches(records, num_classes, rows, batch_size):
         scores,is_blind = score_batch(opened, batch)
@@ -211,7 +215,7 @@ def iter_tags(
     if n_blind:
         _log.warning("%d videos have nothing that these networks read: their labels are guesses", n_blind)
 
-def tag(source, networks, **options)->list[Tags]: # in the order of the source
+def tag(source, networks="pretrained", **options)->list[Tags]: # in the order of the source
     "What each video is about: all at once; the arguments are those of `iter_tags`."
     return list(iter_tags(source, networks, **options))
 
