@@ -185,11 +185,17 @@ class Watched:
         return read_audio(self.clip, sample_rate)
 
 def read_gaze_folder(
-    folder:str|Path # holds videos and fixations.csv
+    folder:str|Path, # holds videos and fixations.csv
+    only:str="", # a video's file name, if the others are not wanted, nor looked at; empty: all
 )->list[Watched]: # one per video that somebody watched, by name
     "Every clip of a folder of videos and fixations; faulty lines are left out and counted in the log."
     path,videos = Path(folder)/"fixations.csv",_find_videos(Path(folder))
-    rows = _faults(_read_table(path), _facts(videos))
+    table = _read_table(path)
+    if only:
+        videos = {name: video for name,video in videos.items() if video.name == only}
+        table = table[table.video.isin([only, Path(only).stem])]
+    if table.empty: return []
+    rows = _faults(table, _facts(videos))
     left_out = rows.kind[rows.kind != ""].value_counts()
     if len(left_out):
         reasons = ", ".join(f"{kind} {count}" for kind,count in left_out.items())
