@@ -373,18 +373,24 @@ def _predict_saliency(
 app.add_typer(quality_app, name="quality")
 
 # %% ../nbs/4_results/43_commands.ipynb #fdf9b290
-def _make_tables(notebook, profile):
+def _made_last(folder):
+    return [*sorted(folder.glob("4_results/41_*.ipynb")), *sorted(folder.glob("*/?9_explore.ipynb"))]
+
+def _make_pages(folder, profile):
+    from avbook.records import parameters
     from avbook.repro import artifacts_folder
     from avbook.runs import RunFailed, check_params, execute
-    if not notebook.exists(): return None
-    values = check_params(notebook, dict(runs=str(artifacts_folder("runs")), profile=profile))
-    executed = artifacts_folder("tables")/notebook.name
-    executed.unlink(missing_ok=True)
-    try: execute(notebook, executed, values)
-    except RunFailed as failure:
+    known,trouble = dict(runs=str(artifacts_folder("runs")), profile=profile),[]
+    for notebook in _made_last(folder):
+        given = {name: value for name,value in known.items() if name in parameters(notebook)}
+        executed = artifacts_folder("tables")/notebook.name
         executed.unlink(missing_ok=True)
-        return str(failure).split("\n")[0]
-    return None
+        try: execute(notebook, executed, check_params(notebook, given))
+        except RunFailed as failure:
+            executed.unlink(missing_ok=True)
+            first_line = str(failure).split("\n")[0]
+            trouble.append(f"{notebook.stem}: {first_line}")
+    return "; ".join(trouble)
 
 _Folder = Annotated[str|None, typer.Option(
     metavar="FOLDER", help="A folder of notebooks.  [default: the checkout's nbs]")]
@@ -412,9 +418,9 @@ def workbook(
         jobs = [job for path in experiments(folder) for job in plan(path, workbook_runs(path, profile))]
         if not jobs: raise typer.BadParameter(f"there is no experiment notebook below {folder}")
         is_done = _do(jobs, n_workers=workers, time_limit=time_limit, force=force)
-        trouble = _make_tables(folder/"4_results"/"41_tables.ipynb", profile)
+        trouble = _make_pages(folder, profile)
         typer.echo(f"the workbook: {build_site(folder, jobs, trouble=trouble)}")
-        if trouble: typer.echo(f"avbook: the tables could not be made: {trouble}", err=True)
+        if trouble: typer.echo(f"avbook: some pages could not be made: {trouble}", err=True)
         if trouble or not is_done: raise typer.Exit(1)
 
 @app.command("site")

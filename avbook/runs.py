@@ -315,13 +315,21 @@ def run(
 # %% ../nbs/0_core/08_runs.ipynb #83a7f47f
 def _kind(job): return job.folder.parent,job.parameters.get("profile")
 
-def _earlier_seconds(jobs):
-    "What finished runs took, by notebook and profile."
+def _seconds_of(paths, notebook):
     found = {}
-    for folder in {job.folder.parent for job in jobs}:
-        for path in folder.glob("*/record.json"):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["key"]: found.setdefault((folder, record["profile"]), []).append(record["seconds"])
+    for path in paths:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["key"] and Path(record["notebook"]).name == notebook.name:
+            found.setdefault(record["profile"], []).append(record["seconds"])
+    return found
+
+def _earlier_seconds(jobs):
+    "What finished runs took, by notebook and profile; where none has run here, those of committed records."
+    found = {}
+    for folder,notebook in {(job.folder.parent, Path(job.notebook).resolve()) for job in jobs}:
+        committed = (notebook.parent.parent/"4_results"/"records").glob("*/*.json")
+        both = _seconds_of(committed, notebook) | _seconds_of(folder.glob("*/record.json"), notebook)
+        found |= {(folder, profile): seconds for profile,seconds in both.items()}
     return found
 
 def _expected(kinds, earlier):

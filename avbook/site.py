@@ -152,7 +152,7 @@ def _runs_page(jobs, told):
 def _said(jobs, trouble):
     counts = ", ".join(f"{n} {state}" for state,n in Counter(job.state() for job in jobs).items())
     told = f"{len(jobs)} run{'s'*(len(jobs) != 1)} on this machine" + (f": {counts}." if jobs else ".")
-    return told + (f" **The tables could not be made: {trouble}.**" if trouble else "")
+    return told + (f" **Not all pages could be made: {trouble}.**" if trouble else "")
 
 # %% ../nbs/4_results/43_site.ipynb #2d3a71eb
 def _text(cells, metadata=None):
@@ -187,7 +187,7 @@ def site_pages(
     folder:str|Path,        # of notebooks
     jobs:list[Job],         # whose runs are shown
     runs:str|Path,          # the site's folder of runs: pictures are copied there
-    trouble:str|None=None,  # why there are no results tables
+    trouble:str|None=None,  # which pages could not be made; None or empty: none
 )->dict[str, str]: # file name → what Sphinx reads
     "Every page of the site."
     folder = Path(folder)
@@ -235,7 +235,7 @@ def build_site(
     folder:str|Path|None=None,    # of notebooks; None: the checkout's nbs
     jobs:list[Job]|None=None,     # whose runs are shown; None: all that are found
     site:str|Path|None=None,      # None: _artifacts/workbook
-    trouble:str|None=None,        # why there are no results tables
+    trouble:str|None=None,        # which pages could not be made; None or empty: none
 )->Path: # its index.html
     "The workbook's site; a second time only what changed. Sphinx's complaints: _artifacts/site/warnings.txt."
     jobs = found_jobs() if jobs is None else jobs
