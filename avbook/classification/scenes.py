@@ -90,7 +90,8 @@ def scene_records(
     return (scene_record(number, encoder) for number in range(first, first + n_scenes))
 
 # %% ../../nbs/2_classification/21_scenes.ipynb #12295edc
-SCENE_SIZES = dict(smoke=dict(train=192, validate=64, test=64), quick=dict(train=3000, validate=500, test=500))
+SCENE_SIZES = dict(smoke=dict(train=192, validate=64, test=64),
+                   quick=dict(train=3000, validate=500, test=500))
 _FIRST = dict(train=0, validate=1_000_000, test=2_000_000)
 
 def make_scenes(
@@ -122,9 +123,9 @@ WARNING = ("the pretrained tagger knows rendered clips of six kinds of coloured 
            "of films of the world its labels mean nothing")
 _LIMITS = (
     "It knows thirteen labels: six kinds of rendered things in view, the same six heard, and music.",
-    "Of each second it knows the colours of one frame and the levels of the sound's bands (plain encoder): no "
-    "shapes, no motion, no rhythm, no speech.",
-    "In a film of the world whatever is red looks like a drum to it; nobody has compared it with the truth there.",
+    "Of each second it knows the colours of one frame and the levels of the sound's bands (plain encoder): "
+    "no shapes, no motion, no rhythm, no speech.",
+    "In a film of the world whatever is red is a drum to it; it was never compared with the truth there.",
     "It has seen clips of 3 to 8 seconds.",
     "One seed (the first, not the best of several).",
 )
