@@ -60,7 +60,7 @@ def test_the_csv_is_read_as_the_starter_kit_reads(tmp_path):
         assert labels == each.labels.tolist() and len(labels) == 20
         np.testing.assert_allclose(scores, each.scores, rtol=1e-5)
     assert write_json(tmp_path/"tags.json", tags) == 2
-    assert [each["id"] for each in json.loads((tmp_path/"tags.json").read_text())] == ["r3", "r9"]
+    assert [json.loads(line)["id"] for line in (tmp_path/"tags.json").read_text().splitlines()] == ["r3", "r9"]
 
 
 def test_a_real_film_is_tagged_from_end_to_end(samples, tmp_path, caplog):
@@ -80,7 +80,7 @@ def test_a_real_film_is_tagged_from_end_to_end(samples, tmp_path, caplog):
     np.testing.assert_allclose(scores, tagged.scores, rtol=1e-5)
 
 
-def test_encoders_are_built_once_and_only_for_clips(monkeypatch):
+def test_encoders_are_built_once_and_only_for_clips(monkeypatch, tmp_path):
     made = []
     class Encoder:
         def __init__(self, weights): made.append(weights)
@@ -89,7 +89,8 @@ def test_encoders_are_built_once_and_only_for_clips(monkeypatch):
     monkeypatch.setattr("avbook.classification.encoders.build_encoder", Encoder)
     network = build_model("Attend-Fusion", num_classes=30, hidden=16)
     assert tag([frame_record(3)], network, encode="published") and not made
-    tags = tag(["a.mp4", "b.mkv", frame_record(3)], network, encode="published")
+    for name in ("a.mp4", "b.mkv"): (tmp_path/name).touch()
+    tags = tag([tmp_path/"a.mp4", tmp_path/"b.mkv", frame_record(3)], network, encode="published")
     assert [each.id for each in tags] == ["a", "b", "r3"] and made == ["published"]
 
 

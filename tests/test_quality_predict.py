@@ -185,7 +185,7 @@ def test_killed_midway_what_is_scored_stays(films, network, tmp_path):
     while time.monotonic() < until and not (journal.exists() and journal.read_text().count("\n") >= 1): time.sleep(.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = [json.loads(line)["verdict"] for line in journal.read_text().splitlines() if line]
+    kept = [json.loads(line)["answer"] for line in journal.read_text().splitlines() if line]
     assert 1 <= len(kept) < 3 and not table.exists()
     found = score_files([films], network, table)
     assert [each.seconds for each in found[:len(kept)]] == [each["seconds"] for each in kept]

@@ -184,7 +184,7 @@ def test_the_command_finishes_the_others_and_says_which_failed(tmp_path):
     (films/"b.mp4").write_bytes(b"no film at all")
     weights = tmp_path/"avrsp.safetensors"
     save_avrsp(lively(n_frames=8), weights)
-    asked = ["saliency", "predict", str(films), "--weights", str(weights), "--out", str(out), "--overlay"]
+    asked = ["saliency", "predict", str(films), "--run", str(weights), "--out", str(out), "--overlay"]
     answer = CliRunner().invoke(app, asked)
     assert answer.exit_code == 1 and "1 of the videos" in answer.output
     assert sorted(each.name for each in out.iterdir()) == ["a.mp4.saliency", "c.mp4.saliency"]
@@ -198,9 +198,9 @@ def test_the_command_finishes_the_others_and_says_which_failed(tmp_path):
 
 
 def test_random_weights_say_that_they_mean_nothing(caplog):
-    model = open_network(**TINY)
+    model = open_network("random", **TINY)
     assert "mean nothing" in caplog.text and isinstance(model.design, Design)
-    for name, tensor in open_network(**TINY).state_dict().items(): assert torch.equal(tensor, model.state_dict()[name])
+    for name, tensor in open_network("random", **TINY).state_dict().items(): assert torch.equal(tensor, model.state_dict()[name])
 
 
 @pytest.mark.parametrize("place", ["gaze/012.mp4", "clips/decord__flipping_a_pancake.mkv", "clips/mmaction2__test.avi"])
@@ -209,7 +209,7 @@ def test_real_films_from_end_to_end(samples, tmp_path, place):
     film = samples/place
     if not film.exists(): pytest.skip(f"{place} is not among the samples")
     info = probe(film)
-    clip, model = Clip(film, info.start, info.start + Fraction(3, 2)), open_network(width=1/16, size=(64, 96))
+    clip, model = Clip(film, info.start, info.start + Fraction(3, 2)), open_network("random", width=1/16, size=(64, 96))
     maps = predict_video(clip, model)
     assert maps.shape == (len(frame_times(clip)), 64, 96) and np.isfinite(maps).all()
     assert (maps > 0).all() and (maps < 1).all() and maps.std() > 0
