@@ -137,7 +137,7 @@ class _Live(ipywidgets.VBox):
         return self._newest.wait(seconds)
 
 def live(
-    draw:Callable, # draw(progress, **values) → a Figure, Sound or Movie, or a list; says progress(share, text)
+    draw:Callable, # draw(progress, **values) → a Figure, Sound, Movie or a list; says progress(share, text)
     controls:dict[str, ipywidgets.Widget], # by the names that `draw` knows; each has a `value`
     first=None, # what draw gives for the controls as they are, if it is there already
 )->ipywidgets.VBox: # with `wait(seconds)`
