@@ -35,7 +35,7 @@ class Movie(NamedTuple):
 
 def to_png(
     figure:Figure,
-    dpi:int=80, # pixels an inch
+    dpi:int=100, # pixels an inch
 )->bytes:
     "A figure as a file."
     file = io.BytesIO()
@@ -53,9 +53,11 @@ def to_flac(
     soundfile.write(file, waveform.clip(-1, 1), sound.sample_rate, format="FLAC", subtype="PCM_16")
     return file.getvalue()
 
+_AS_LARGE_AS_IT_IS = dict(max_width="100%", align_self="flex-start") # a box would stretch it
+
 def _as_widget(shown):
     if isinstance(shown, Figure):
-        return ipywidgets.Image(value=to_png(shown), format="png", layout=dict(max_width="100%"))
+        return ipywidgets.Image(value=to_png(shown), format="png", layout=_AS_LARGE_AS_IT_IS)
     if isinstance(shown, Sound):
         player = ipywidgets.Audio(value=to_flac(shown), format="flac", autoplay=False, loop=False)
         return ipywidgets.HBox([player, ipywidgets.Label(shown.title)])
