@@ -16,7 +16,9 @@ import typer
 from typer.core import TyperCommand
 
 from .arguments import experiments, find_notebook, read_grid, workbook_runs
+from .classification_commands import classification_app
 from .quality_commands import quality_app
+from .saliency_commands import saliency_app
 from .terminal import PLAIN, end, telling
 
 # %% ../nbs/4_results/43_commands.ipynb #3f01d506
@@ -317,59 +319,8 @@ def _verify_data(name:_Card):
         typer.echo(f"{name} is as its card says")
 
 # %% ../nbs/4_results/43_commands.ipynb #59e3435b
-_saliency_app = typer.Typer(no_args_is_help=True, **PLAIN, help="Where people look in a video.")
-app.add_typer(_saliency_app, name="saliency")
-
-@_saliency_app.callback()
-def _saliency():
-    "Where people look in a video."
-
-def _read_size(text):
-    sides = re.fullmatch(r"(\d+)x(\d+)", text or "")
-    if text and not sides: raise typer.BadParameter(f"{text} is no size: write HEIGHTxWIDTH, as 224x384")
-    return tuple(map(int, sides.groups())) if sides else None
-
-@_saliency_app.command("predict")
-def _predict_saliency(
-    films:Annotated[list[str], typer.Argument(
-        metavar="FILMS...", help="Videos, folders, or 'patterns/*.mp4'.")],
-    out:Annotated[Path, typer.Option(help="Gets a folder FILM.saliency for each.")]=Path("saliency"),
-    weights:Annotated[str, typer.Option(
-        help="A network's file; random: to try it out, the maps mean nothing.")]="random",
-    device:Annotated[str|None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")]=None,
-    kind:Annotated[str, typer.Option(help="png (16 bits, one a frame) or npz (one array)")]="png",
-    overlay:Annotated[bool, typer.Option("--overlay", help="Also overlay.mp4, with the sound.")]=False,
-    original:Annotated[bool, typer.Option("--original", help="Maps as large as the video.")]=False,
-    size:Annotated[str|None, typer.Option(
-        metavar="HEIGHTxWIDTH", help="At which frames are seen.  [default: the network's, 224x384]")]=None,
-    batch_size:Annotated[int, typer.Option(min=1, help="Windows at a time.")]=4,
-    width:Annotated[float|None, typer.Option(
-        help="Of a network with random weights, 1 is the paper's.")]=None,
-):
-    """Predict a map for each frame of each video.
-
-    A film's folder appears when it is whole; the same command again does only what is missing. A film that
-    cannot be read is reported, the others are done.
-
-    \b
-    Examples:
-      avbook saliency predict clip.mp4 --weights avrsp.safetensors --overlay
-      avbook saliency predict films/ 'more/*.mkv' --weights avrsp.safetensors --out maps --kind npz
-      avbook saliency predict clip.mp4 --width 0.125 --size 64x96
-    """
-    with telling():
-        seen_at = _read_size(size)
-        from avbook.saliency.predict import open_network, predict_files
-        try:
-            network = open_network(weights, **({} if width is None else dict(width=width)))
-            problems = predict_files(
-                films, out, network, kind=kind, has_overlay=overlay, size=seen_at, is_original=original,
-                batch_size=batch_size, device=device, is_shown=True)
-        except (ValueError, FileNotFoundError) as mistake: end(mistake, 2)
-        if problems: end(f"{len(problems)} of the videos could not be predicted", 1)
-        typer.echo(f"the maps are in {out}")
-
-# %% ../nbs/4_results/43_commands.ipynb #af1aee50
+app.add_typer(saliency_app, name="saliency")
+app.add_typer(classification_app, name="classification")
 app.add_typer(quality_app, name="quality")
 
 # %% ../nbs/4_results/43_commands.ipynb #fdf9b290

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .terminal import PLAIN, end, telling
+from .terminal import PLAIN, Device, Form, Table, Videos, Weights, end, form_of, telling
 
 # %% ../nbs/4_results/43_quality.ipynb #b7eccf5a
 quality_app = typer.Typer(no_args_is_help=True, **PLAIN, help="How good a video looks.")
-_Weights = Annotated[str, typer.Option(
-    "--run", metavar="FILE|KEY", help=(
-        "A file of weights, a run's folder or key; random: to try it out, the scores mean nothing."))]
-_Device = Annotated[str|None, typer.Option(help="cpu, cuda, ...  [default: a GPU if there is one]")]
 _Clips = Annotated[int, typer.Option(min=1, help="Clips of each video, evenly spread.")]
 _Dense = Annotated[bool, typer.Option("--dense", help="Judge all of a video, not only some clips.")]
 _Size = Annotated[int|None, typer.Option(min=32, help="Pixels of the square seen.  [default: the network's]")]
@@ -31,38 +28,28 @@ def _open(weights, size):
     from avbook.quality.predict import open_network
     return open_network(weights, **({} if size is None else dict(size=size)))
 
-def _form_of(form, out):
-    "What is meant by --format, or by the ending of --out."
-    known = {".csv": "csv", ".json": "json", ".jsonl": "json"}
-    form = form or known.get(out and out.suffix.lower(), "text")
-    if form not in ("text", "json", "csv"): raise typer.BadParameter(f"{form} is no format: text, json, csv")
-    return form
-
 # %% ../nbs/4_results/43_quality.ipynb #18510d1c
 @quality_app.command("score")
 def _score(
-    videos:Annotated[list[str], typer.Argument(
-        metavar="VIDEOS...", help="Videos, folders, or 'patterns/*.mp4'.")],
-    run:_Weights="random", clips:_Clips=4, dense:_Dense=False, size:_Size=None, device:_Device=None,
+    videos:Videos, run:Weights="pretrained",
+    clips:_Clips=4, dense:_Dense=False, size:_Size=None, device:Device=None,
     frames:Annotated[Path|None, typer.Option(metavar="FOLDER|FILE.csv", help=(
         "Also frame,time_s,mos of each video, there; of one video it may be a file. Means --dense."))]=None,
-    form:Annotated[str|None, typer.Option(
-        "--format", help="text, json (an object on each line) or csv  [default: by --out, else text]")]=None,
-    out:Annotated[Path|None, typer.Option(help="A file for the scores; the same again goes on.")]=None,
+    form:Form=None, out:Table=None,
 ):
     """Say how good videos look.
 
     A video that cannot be read is reported, the others are scored. The interval is that of the lowest and the
-    highest clip. Of a CSV or JSON, FILE.journal beside it knows what is done.
+    highest clip.
 
     \b
     Examples:
-      avbook quality score clip.mp4 --run vqa.safetensors
+      avbook quality score clip.mp4
       avbook quality score films/ 'more/*.mkv' --run 3f2a --out scores.csv
       avbook quality score clip.mp4 --run 3f2a --frames curve.csv --format json
     """
-    with telling():
-        form,dense = _form_of(form, out),dense or frames is not None
+    with telling(), logging_redirect_tqdm():
+        form,dense = form_of(form, out),dense or frames is not None
         from avbook.quality.batch import score_files, write_verdicts
         try: found = score_files(
                 videos, _open(run, size), out, form, frames, dense, clips, is_shown=True, device=device)
@@ -80,7 +67,7 @@ def _score(
 def _compare(
     a:Annotated[Path, typer.Argument(metavar="A", help="A video.")],
     b:Annotated[Path, typer.Argument(metavar="B", help="Another.")],
-    run:_Weights="random", clips:_Clips=4, dense:_Dense=False, size:_Size=None, device:_Device=None,
+    run:Weights="pretrained", clips:_Clips=4, dense:_Dense=False, size:_Size=None, device:Device=None,
     form:Annotated[str, typer.Option("--format", help="text or json")]="text",
 ):
     """Say which of two videos looks better.
@@ -90,7 +77,7 @@ def _compare(
 
     \b
     Example:
-      avbook quality compare first.mp4 second.mp4 --run vqa.safetensors
+      avbook quality compare first.mp4 second.mp4
     """
     with telling():
         if form not in ("text", "json"): raise typer.BadParameter(f"{form} is no format: text or json")
