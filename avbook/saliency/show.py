@@ -7,6 +7,7 @@ __all__ = ['shown_size', 'sound_around', 'window_span', 'draw_hearing', 'show_mo
            'kept_in_seconds', 'show_retention', 'overlay_change', 'show_exchange', 'show_comparison']
 
 # %% ../../nbs/1_saliency/17_show.ipynb #ebf769f7
+import textwrap
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from io import BytesIO
@@ -353,6 +354,6 @@ def show_comparison(
             elif name != "frame": axes.axis("off")
             if name in found: axes.set_xlabel(_agreement(found[name], known).split(" with")[0], fontsize=8)
         _titled(cells[0], frame, f"{float(footage.edges[number]):.2f} s")
-    for axes,name in zip(grid[:, 0], rows, strict=True): axes.set_ylabel(name, fontsize=8)
+    for axes,name in zip(grid[:, 0], rows, strict=True): axes.set_ylabel(textwrap.fill(name, 14), fontsize=8)
     picture.suptitle(footage.name, x=.01, ha="left", fontsize=10)
     return picture
