@@ -6,7 +6,7 @@
 __all__ = ['HOMES']
 
 # %% ../../nbs/2_classification/27_package.ipynb #4699437d
-from importlib import import_module
+from ..lazy import lazily
 
 # %% ../../nbs/2_classification/27_package.ipynb #020a800e
 HOMES = dict(
@@ -18,12 +18,10 @@ HOMES = dict(
     encoders=("build_encoder", "ClipEncoder"),
     model=("build_model", "model_names", "size_report", "Design"),
     predict=("tag", "iter_tags", "tag_table", "show_tags", "write_csv", "write_json", "load_network",
-             "save_network", "Trained", "export_onnx"),
+             "save_network", "Trained", "export_onnx", "open_networks", "Tags", "write_tags"),
+    batch=("tag_files",),
+    scenes=("make_scenes", "write_scene"),
+    show=("open_film", "open_record", "faded_scores", "fade_curves", "leave_one_out", "shares",
+          "attention_maps", "show_top_labels", "show_faded", "show_fades", "show_shares", "show_attention"),
 )
-_PLACES = {name: module for module,names in HOMES.items() for name in names}
-
-def __getattr__(name):
-    if name not in _PLACES: raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_PLACES)}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-
-def __dir__(): return sorted({*globals(), *_PLACES})
+__getattr__,__dir__ = lazily(__name__, HOMES)

@@ -6,22 +6,18 @@
 __all__ = ['HOMES']
 
 # %% ../../nbs/3_quality/37_package.ipynb #5dcbb6ce
-from importlib import import_module
+from ..lazy import lazily
 
 # %% ../../nbs/3_quality/37_package.ipynb #8cc6d513
 HOMES = dict(
-    paper=("published",),
+    paper=("published", "printed", "table_jobs"),
     tables=("Manifest", "read_labels", "read_manifest", "read_pairs"),
     metrics=("plcc", "srocc", "krocc", "rmse", "agreement", "pair_accuracy", "challenge_score"),
+    losses=("quality_loss",),
     model=("SlowFastVQA", "Design", "Calibration", "fit_calibration", "save_vqa", "load_vqa"),
-    predict=("score_video", "compare_videos", "Verdict", "Comparison", "open_network", "to_json", "to_line"),
+    predict=("score_video", "compare_videos", "Verdict", "Comparison", "open_network", "label_of",
+             "to_json", "to_line"),
     batch=("score_files", "write_verdicts", "write_frames"),
     reference=("full_reference", "align"),
 )
-_PLACES = {name: module for module,names in HOMES.items() for name in names}
-
-def __getattr__(name):
-    if name not in _PLACES: raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_PLACES)}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-
-def __dir__(): return sorted({*globals(), *_PLACES})
+__getattr__,__dir__ = lazily(__name__, HOMES)

@@ -6,21 +6,18 @@
 __all__ = ['HOMES']
 
 # %% ../../nbs/1_saliency/17_package.ipynb #dd8274a4
-from importlib import import_module
+from ..lazy import lazily
 
 # %% ../../nbs/1_saliency/17_package.ipynb #d34c51ad
 HOMES = dict(
-    paper=("published",),
-    metrics=("Protocol", "cc", "sim", "nss", "auc_judd", "score"),
-    model=("AVRSP", "Design", "save_avrsp", "load_avrsp", "load_visual"),
+    paper=("published", "printed"),
+    truth=("render_clip", "open_split", "render_split"),
+    metrics=("Protocol", "cc", "sim", "nss", "auc_judd", "kl_divergence", "score"),
+    losses=("saliency_loss",),
+    evaluation=("evaluate",),
+    model=("AVRSP", "Design", "save_avrsp", "load_avrsp", "load_visual", "table_jobs"),
     quick=("quicken",),
     predict=("predict_video", "stream_video", "write_prediction", "read_prediction", "predict_files",
              "write_overlay", "open_network"),
 )
-_PLACES = {name: module for module,names in HOMES.items() for name in names}
-
-def __getattr__(name):
-    if name not in _PLACES: raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_PLACES)}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-
-def __dir__(): return sorted({*globals(), *_PLACES})
+__getattr__,__dir__ = lazily(__name__, HOMES)
