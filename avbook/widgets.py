@@ -99,6 +99,12 @@ class _Newest:
         with self.changed: return self.changed.wait_for(lambda: not self.is_busy, seconds)
 
 # %% ../nbs/0_core/07_widgets.ipynb #c7cae3c3
+def _close(widget):
+    for each in getattr(widget, "children", ()): _close(each)
+    for name in ("layout", "style"):
+        if hasattr(widget, name): getattr(widget, name).close()
+    widget.close()
+
 class _Live(ipywidgets.VBox):
     "Controls, and a picture that follows them."
     def __init__(self, draw, controls, first):
@@ -131,7 +137,9 @@ class _Live(ipywidgets.VBox):
             return [ipywidgets.HTML(f'<p role="alert">{said}</p>')]
 
     def _finish(self, made):
-        if made is not None: self._view.children = made
+        if made is not None:
+            old,self._view.children = self._view.children,made
+            for each in old: _close(each)   # else every picture that ever was would be kept, and saved
         self._bar.layout.visibility,self._text.value = "hidden",""
 
     def wait(self, seconds=60): # whether all was drawn in time
