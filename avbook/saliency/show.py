@@ -311,7 +311,7 @@ def show_exchange(
     change,first = shares - shares[0],next(iter(footage.values()))
     most,size = max(np.abs(change).max(), .05*shares.max()),shown_size(first)
     is_known = any(each.known(number, size) for each in footage.values())
-    rows,wide = ["sound", *["people"]*is_known, "network", "change"],min(1.5, 9/len(footage))
+    rows,wide = ["sound", *["people"]*is_known, "network", "change"],min(2.2, 9/len(footage))
     tall = min(.93*wide*size[0]/size[1] + .15, 3)
     picture = _Panels(wide*len(footage), tall*(len(rows) - 1) + 1.2)
     heights = [.7] + [tall]*(len(rows) - 1)
