@@ -12,14 +12,15 @@ from nbclient import NotebookClient
 from avbook.classification.encoders import build_encoder
 from avbook.classification.fusion import Chain, Readout
 from avbook.classification.model import Design, OneStream, build_model, model_names
-from avbook.classification.predict import Trained, open_networks, tag
-from avbook.classification.records import Record, dequantize
-from avbook.classification.scenes import LABELS, draw_scene, scene_labels, scene_record, write_scene
+from avbook.classification.predict import Trained, open_networks, save_network, tag
+from avbook.classification.records import Record, dequantize, write_records
+from avbook.classification.scenes import LABELS, draw_scene, scene_labels, scene_record, ship, write_scene
 from avbook.classification.show import (
     as_batch, attention_maps, fade_batch, fade_curves, faded_scores, leave_one_out, open_film, pixel_shares, shares,
     show_top_labels)
 from avbook.fit import seed_everything
 from avbook.pretrained import check_files, model_card
+from avbook.runs import run
 from avbook.scenes import render_frames
 
 UNSEEN = 2_000_500   # scenes from here on are in no part of the set
@@ -123,6 +124,18 @@ def test_the_network_that_comes_along_names_rendered_films(pretrained, tmp_path)
     assert {score.what: score.value for score in model_card("classification").metrics}["GAP"] > .9
 
 
+def test_a_run_on_scenes_leaves_a_network_that_tags_films_and_can_be_shipped(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("AVBOOK_ARTIFACTS", str(tmp_path/"artifacts"))
+    asked = dict(data="scenes", rows="frames", hidden=16, n_epochs=1)
+    record = run(root/"nbs"/"2_classification"/"28_train.ipynb", asked, runs=tmp_path/"runs")
+    assert {row["kind"] for row in record["metrics"] if "kind" in row} == set(LABELS)
+    [folder] = (path.parent for path in (tmp_path/"runs").rglob("record.json"))
+    card = ship(folder, tmp_path/"weights")
+    assert card.key == record["key"] and "-p hidden 16 -p n_epochs 1" in card.text
+    path, _ = write_scene(tmp_path/"a.mp4", draw_scene(UNSEEN))
+    assert tag(path, tmp_path/"weights")[0].names[0] in LABELS      # the network knows its encoder
+
+
 def test_its_card_and_files_agree_and_are_small(root):
     folder = root/"avbook"/"weights"/"classification"
     assert check_files(folder).limits
@@ -159,7 +172,9 @@ controls["upload"].value = "nowhere.mp4"
 assert box.wait(60)
 said = box._view.children[0].value
 assert "nowhere.mp4" in said and "Traceback" not in said, said
-controls["upload"].value = ""
+controls["number"].value = 82    # another number leaves the film that was given
+assert box.wait(60) and controls["upload"].value == "" and len(pictures()) == 2
+controls["number"].value = 7
 assert box.wait(60) and pictures() == seen[-1]
 """
 
@@ -173,6 +188,18 @@ def test_the_notebook_follows_its_sliders_and_stays_small(root, tmp_path):
 def test_the_notebook_takes_a_film_of_the_world(root, tmp_path, samples):
     notebook = execute(root, tmp_path, clip=str(samples/"clips"/"moviepy__chaplin.mp4"), max_seconds=4)
     assert len(json.dumps(notebook.metadata.get("widgets", {}))) < 2e6
+
+
+@pytest.mark.parametrize("rows", ["mean", "mf_std"])
+def test_the_notebook_takes_any_network_and_records(root, tmp_path, rows):
+    "Whose classes have no names, whose rows are no seconds, whose records have no film."
+    seed_everything(0)
+    save_network(Trained(build_model("FC Early Fusion", num_classes=7, hidden=8), "FC Early Fusion", rows), tmp_path/"n")
+    write_records(tmp_path/"a.tfrecord", [random_record(), random_record(9)._replace(audio=None)])
+    notebook = execute(root, tmp_path, networks=str(tmp_path/"n"), shard=str(tmp_path/"a.tfrecord"), index=1)
+    assert len(json.dumps(notebook.metadata.get("widgets", {}))) < 2e6
+    with pytest.raises(Exception, match="has no record 2: they are counted from 0"):
+        execute(root, tmp_path, networks=str(tmp_path/"n"), shard=str(tmp_path/"a.tfrecord"), index=2)
 
 
 @pytest.mark.parametrize("name", ["streamio__broken.mp4", "phpffmpeg__WrongFile.mp4"])
