@@ -20,7 +20,7 @@ from avbook.classification.show import (
     show_top_labels)
 from avbook.fit import seed_everything
 from avbook.pretrained import check_files, model_card
-from avbook.runs import run
+from avbook.runs import plan, run_job
 from avbook.scenes import render_frames
 
 UNSEEN = 2_000_500   # scenes from here on are in no part of the set
@@ -127,10 +127,10 @@ def test_the_network_that_comes_along_names_rendered_films(pretrained, tmp_path)
 def test_a_run_on_scenes_leaves_a_network_that_tags_films_and_can_be_shipped(root, tmp_path, monkeypatch):
     monkeypatch.setenv("AVBOOK_ARTIFACTS", str(tmp_path/"artifacts"))
     asked = dict(data="scenes", rows="frames", hidden=16, n_epochs=1)
-    record = run(root/"nbs"/"2_classification"/"28_train.ipynb", asked, runs=tmp_path/"runs")
+    [job] = plan(root/"nbs"/"2_classification"/"28_train.ipynb", [asked], tmp_path/"runs")
+    record = run_job(job, 1)
     assert {row["kind"] for row in record["metrics"] if "kind" in row} == set(LABELS)
-    [folder] = (path.parent for path in (tmp_path/"runs").rglob("record.json"))
-    card = ship(folder, tmp_path/"weights")
+    card = ship(job.folder, tmp_path/"weights")
     assert card.key == record["key"] and "-p hidden 16 -p n_epochs 1" in card.text
     path, _ = write_scene(tmp_path/"a.mp4", draw_scene(UNSEEN))
     assert tag(path, tmp_path/"weights")[0].names[0] in LABELS      # the network knows its encoder
