@@ -346,6 +346,13 @@ def _make_pages(folder, profile):
 _Folder = Annotated[str|None, typer.Option(
     metavar="FOLDER", help="A folder of notebooks.  [default: the checkout's nbs]")]
 
+def _book(notebooks):
+    from avbook.repro import project_root
+    folder = Path(notebooks or project_root()/"nbs")
+    if not folder.is_dir(): raise typer.BadParameter(
+        f"there is no folder {folder}: go to a checkout of avbook, whose nbs/ it is, or name another")
+    return folder
+
 @app.command()
 def workbook(
     profile:Annotated[str, typer.Option(help="smoke (a minute), quick (minutes) or paper (a GPU)")]="quick",
@@ -361,11 +368,10 @@ def workbook(
       avbook workbook --profile smoke
       avbook workbook --profile quick --workers 2
     """
-    from avbook.repro import project_root
     from avbook.runs import plan
     from avbook.site import build_site
-    folder = Path(notebooks or project_root()/"nbs")
     with telling():
+        folder = _book(notebooks)
         jobs = [job for path in experiments(folder) for job in plan(path, workbook_runs(path, profile))]
         if not jobs: raise typer.BadParameter(f"there is no experiment notebook below {folder}")
         is_done = _do(jobs, n_workers=workers, time_limit=time_limit, force=force)
@@ -386,7 +392,7 @@ def _make_site(notebooks:_Folder=None):
       avbook site
     """
     from avbook.site import build_site
-    with telling(): typer.echo(f"the workbook: {build_site(notebooks)}")
+    with telling(): typer.echo(f"the workbook: {build_site(_book(notebooks))}")
 
 def main()->None:
     "What the console script `avbook` calls."

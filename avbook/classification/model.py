@@ -34,7 +34,6 @@ from avbook.classification.fusion import (
     late_join,
     masked_mean,
 )
-from .paper import published
 
 # %% ../../nbs/2_classification/26_model.ipynb #f22e74cf
 @dataclass(frozen=True)
@@ -420,6 +419,7 @@ def size_report(
     **options, # fields of `Design` to change, such as unit_kind="narrow"
 )->pd.DataFrame: # name, parameters, millions, printed, agrees, layout
     "How many parameters each network has, beside the paper's number in millions."
+    from avbook.classification.paper import published
     rows = published().query("metric == 'parameters'").drop_duplicates("method").set_index("method")
     with torch.device("meta"): networks = [build_model(name, **options) for name in model_names()]
     counts = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]

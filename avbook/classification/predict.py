@@ -31,7 +31,6 @@ from .data import ROWS, list_shards, load_vocabulary, to_sample
 from .model import Network, build_model, model_names
 from .records import Record, read_records
 from ..repro import atomic_path
-from ..show import COLOURS, Picture
 from ..media import VIDEO_ENDINGS, Clip, find_videos
 from ..pretrained import find_weights
 
@@ -247,8 +246,9 @@ def show_tags(
     tags:Tags, # of one video
     n_shown:int=8, # labels, from the surest on
     title:str="", # what to see
-)->Picture:
+): # a `Picture`
     "The surest labels of a video as bars."
+    from avbook.show import COLOURS, Picture
     named = [str(each) for each in (tags.labels if tags.names is None else tags.names)[:n_shown]]
     seen = {(): "both", ("audio",): "visual", ("visual",): "audio"}[tags.missing]
     picture = Picture(5., .8 + .24*len(named))

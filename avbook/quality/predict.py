@@ -25,7 +25,6 @@ from ..media import decode_packets, open_media, read_packets, study_picture
 from ..pretrained import find_weights
 from .data import View, clip_starts, size_for
 from .model import SlowFastVQA, load_vqa
-from .paper import printed
 from .windows import clip_squares, iter_squares, iter_windows, overlap_add
 from ..repro import digest
 
@@ -80,6 +79,7 @@ def label_of(
     high:float=5.,
 )->str: # in the words of the paper's Table I, of a scale from 1 to 5
     "What an opinion means."
+    from avbook.quality.paper import printed
     if not low <= mos <= high: raise ValueError(f"mos is {mos} but must be from {low} to {high}")
     texts = printed("Table I").drop_duplicates("mos").set_index("mos").description
     return texts[math.floor(2*(1 + 4*(mos - low)/(high - low)) + .5)/2]
