@@ -14,11 +14,13 @@ from avbook.classification.fusion import Chain, Readout
 from avbook.classification.model import Design, OneStream, build_model, model_names
 from avbook.classification.predict import Trained, open_networks, save_network, tag
 from avbook.classification.records import Record, dequantize, write_records
-from avbook.classification.scenes import LABELS, draw_scene, scene_labels, scene_record, ship, write_scene
+from avbook.classification.scenes import (
+    LABELS, SCENE_SIZES, draw_scene, scene_labels, scene_record, ship, write_scene)
 from avbook.classification.show import (
     as_batch, attention_maps, fade_batch, fade_curves, faded_scores, leave_one_out, open_film, pixel_shares, shares,
     show_top_labels)
 from avbook.fit import seed_everything
+from avbook.manifest import load_card
 from avbook.pretrained import check_files, model_card
 from avbook.runs import plan, run_job
 from avbook.scenes import render_frames
@@ -134,6 +136,11 @@ def test_a_run_on_scenes_leaves_a_network_that_tags_films_and_can_be_shipped(roo
     assert card.key == record["key"] and "-p hidden 16 -p n_epochs 1" in card.text
     path, _ = write_scene(tmp_path/"a.mp4", draw_scene(UNSEEN))
     assert tag(path, tmp_path/"weights")[0].names[0] in LABELS      # the network knows its encoder
+
+
+def test_the_sets_card_agrees():
+    card = load_card("classification_scenes")
+    assert card.folds == SCENE_SIZES and card.counts["classes"] == len(LABELS)
 
 
 def test_its_card_and_files_agree_and_are_small(root):
