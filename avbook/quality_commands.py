@@ -62,6 +62,48 @@ def _score(
         failed = [each for each in found if each.error is not None]
         if failed: end(f"{len(failed)} of {len(found)} videos could not be scored", 1)
 
+# %% ../nbs/4_results/43_quality.ipynb #71993a38
+_Plot = Annotated[Path|None, typer.Option(metavar="FILE.png", help="The score over time, and whose it is.")]
+_Worst = Annotated[Path|None, typer.Option(metavar="FILE.png", help=(
+    "The worst moments, and where they are bad."))]
+_Maps = Annotated[Path|None, typer.Option("--map", metavar="FILE.npz", help=(
+    "How good each place is at each moment, as arrays."))]
+
+def _save(picture, path):
+    from avbook.repro import atomic_path
+    with atomic_path(path) as part: picture.savefig(part, format="png", dpi=120)
+
+@quality_app.command("look")
+def _look(
+    video:Annotated[Path, typer.Argument(metavar="VIDEO", help="A video.")],
+    plot:_Plot=None, worst:_Worst=None, maps:_Maps=None, run:Weights="pretrained",
+    windows:Annotated[int, typer.Option(min=1, help="Looked at, at most; else spread evenly.")]=300,
+    size:_Size=None,
+):
+    """Show when a video looks worst, and which pathway says so.
+
+    \b
+    Examples:
+      avbook quality look clip.mp4
+      avbook quality look clip.mp4 --plot curve.png --worst worst.png --map maps.npz
+    """
+    with telling():
+        from avbook.quality.show import show_course, show_moments, watch_film, worst_moments, write_maps
+        try: course = watch_film(video, _open(run, size), windows)
+        except (ValueError, FileNotFoundError) as mistake: end(mistake, 2)
+        curves = [course.curve(part) for part in ("total", "slow", "fast")]
+        lows = worst_moments(curves[0], 4, course.length)
+        if plot: _save(show_course(course, worst=lows), plot)
+        if worst: _save(show_moments(course, lows), worst)
+        if maps: write_maps(course, maps)
+        unit = "MOS" if course.scale else "raw, not calibrated:"
+        low,high = course.windows.min(),course.windows.max()
+        typer.echo(f"{course.name}  {unit} {course.score:.2f}, its windows from {low:.2f} to {high:.2f}")
+        for frame in lows:
+            score,slow,fast = (curve[frame] for curve in curves)
+            typer.echo(f"  {course.times[frame]:8.2f} s  {score:.2f}  slow {slow:+.2f}, fast {fast:+.2f}")
+        for sentence in course.doubts: typer.echo(sentence, err=True)
+
 # %% ../nbs/4_results/43_quality.ipynb #b443b66d
 @quality_app.command("compare")
 def _compare(

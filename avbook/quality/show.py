@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATH_COLOURS', 'Split', 'line_of', 'contributions', 'split_score', 'Course', 'small_pictures', 'watch_film',
-           'show_course', 'worst_moments', 'value_map', 'show_moments', 'show_moment', 'Asked', 'meeting_at',
-           'show_meeting']
+           'show_course', 'worst_moments', 'value_map', 'show_moments', 'write_maps', 'show_moment', 'Asked',
+           'meeting_at', 'show_meeting']
 
 # %% ../../nbs/3_quality/37_show.ipynb #48d883e1
 from collections.abc import Callable, Mapping
@@ -26,6 +26,7 @@ from .data import clip_starts
 from .model import SlowFastVQA
 from .predict import doubts_of, open_network, view_of
 from .windows import clip_squares, iter_squares, iter_windows, overlap_add, window_starts
+from ..repro import atomic_path
 from ..show import COLOURS, Picture
 
 # %% ../../nbs/3_quality/37_show.ipynb #0baf33c4
@@ -248,6 +249,16 @@ def show_moments(
     picture.colorbar(drawn, ax=picture.axes, shrink=.5, label=_unit(course))
     picture.suptitle(title, x=.01, ha="left", fontsize=10)
     return picture
+
+# %% ../../nbs/3_quality/37_show.ipynb #a39df2b9
+def write_maps(
+    course:Course,
+    path:str|Path, # of the .npz to make
+)->None:
+    "How good each place is at each moment, and whose that is."
+    about = dict(starts=np.array(course.starts), length=np.array(course.length), times=course.times)
+    with atomic_path(path) as part, open(part, "wb") as file:
+        np.savez_compressed(file, **course.split._asdict(), **about)
 
 # %% ../../nbs/3_quality/37_show.ipynb #7a399da0
 def show_moment(
