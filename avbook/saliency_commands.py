@@ -65,5 +65,5 @@ def _predict(
                 videos, out, network, kind=form, has_overlay=overlay, size=seen_at, is_original=original,
                 batch_size=batch_size, device=device, is_shown=True)
         except (ValueError, FileNotFoundError) as mistake: end(mistake, 2)
-        if problems: end(f"{len(problems)} of the videos could not be predicted", 1)
         typer.echo(f"the maps are in {out}")
+        if problems: end(f"{len(problems)} of the videos could not be predicted", 1)
