@@ -129,7 +129,8 @@ def show_pair(
             axes.spines[:].set_visible(False)
         row[0].set_ylabel(NAMES[name], rotation=0, fontsize=14, labelpad=12, va="center")
         if answer is None: continue
-        known = f"{shown.name}: {shown.recipe}\nnetwork {getattr(answer, name):.2f}"
+        digits = 4 if answer.chance is None else 2    # raw scores differ by little
+        known = f"{shown.name}: {shown.recipe}\nnetwork {getattr(answer, name):.{digits}f}"
         row[0].set_title(known + ("" if shown.opinion is None else f", opinion {shown.opinion:.2f}"),
                          fontsize=8, loc="left")
     title = "which looks better?" if answer is None else _told(pair, answer, vote)

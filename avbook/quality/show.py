@@ -99,6 +99,9 @@ class Course:
     @property
     def score(self)->float: return float(np.nanmean(self.curve()))
 
+    @property
+    def digits(self)->int: return 2 if self.scale else 4 # worth printing; raw scores differ by little
+
     def moment_at(self,
         seconds:float, # from the first frame
     )->tuple[int, int]: # window and moment
@@ -162,8 +165,9 @@ def _draw_score(axes, course, worst, truth):
     curve,windows = course.curve(),course.windows
     axes.axhspan(windows.min(), windows.max(), color=COLOURS["baseline"], alpha=.3, linewidth=0,
                  label="lowest to highest window")
-    if truth is not None: axes.plot(course.times, truth, ":", color=COLOURS["truth"], label="truth")
-    axes.plot(course.times, curve, color=COLOURS["both"], label="network")
+    if truth is not None and course.scale:
+        axes.plot(course.times, truth, ":", color=COLOURS["truth"], label="truth")
+    axes.plot(course.times, curve, color=COLOURS["both"], label="network", marker="o"*(len(curve) == 1))
     if len(worst):
         axes.plot(course.times[worst], curve[worst], "v", color=COLOURS["ceiling"], label="worst moments")
     if course.residual is not None and course.scale:
@@ -177,7 +181,7 @@ def show_course(
     course:Course,
     seconds:float|None=None, # a moment to mark
     worst:np.ndarray=(), # frame numbers to mark
-    truth:np.ndarray|None=None, # (n_frames,) what each frame is worth, where that is known
+    truth:np.ndarray|None=None, # (n_frames,) what each frame is worth, if known; drawn beside opinions only
     title:str="", # what to see; empty: the score in words
 )->Picture:
     "The score over time, and what each pathway adds to it."
@@ -187,16 +191,18 @@ def show_course(
     above,below = picture.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     _draw_score(above, course, np.asarray(worst, int), truth)
     for name,style in (("slow", "-"), ("fast", "--")):
-        below.plot(course.times, course.curve(name), style, color=PATH_COLOURS[name], label=f"{name} pathway")
+        below.plot(course.times, course.curve(name), style, color=PATH_COLOURS[name], label=f"{name} pathway",
+                   marker="o"*(len(course.times) == 1))
     below.axhline(0, color=COLOURS["truth"], linewidth=.6)
     below.set(xlabel="seconds", ylabel="adds, points")
     for axes in (above, below):
         if seconds is not None: axes.axvline(seconds, color=COLOURS["truth"], linewidth=.8, linestyle="-.")
         axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         axes.spines[["top", "right"]].set_visible(False)
-    windows = course.windows
-    above.set_title(title or f"{course.name}: {course.score:.2f}, its windows from {windows.min():.2f} to "
-                    f"{windows.max():.2f}", loc="left", fontsize=10)
+    mean,low,high = (f"{each:.{course.digits}f}" for each in
+                     (course.score, course.windows.min(), course.windows.max()))
+    said = f"{course.name}: {mean}, its windows from {low} to {high}"
+    above.set_title(title or said, loc="left", fontsize=10)
     return picture
 
 # %% ../../nbs/3_quality/37_show.ipynb #19b7c154
@@ -244,7 +250,7 @@ def show_moments(
         place = course.moment_at(course.times[frame])
         column[0].imshow(course.seen[place])
         column[0].axis("off")
-        column[0].set_title(f"{course.times[frame]:.2f} s: {curve[frame]:.2f}", fontsize=8)
+        column[0].set_title(f"{course.times[frame]:.2f} s: {curve[frame]:.{course.digits}f}", fontsize=8)
         drawn = value_map(column[1], course.seen[place], course.split.total[place], low, high, "viridis")
     picture.colorbar(drawn, ax=picture.axes, shrink=.5, label=_unit(course))
     picture.suptitle(title, x=.01, ha="left", fontsize=10)
@@ -269,8 +275,9 @@ def show_moment(
     "One moment: the frame, how good its places are, and what each pathway adds."
     place,split = course.moment_at(seconds),course.split
     seen,values = course.seen[place],[each[place] for each in split]
-    total,slow,fast,base = (float(each.mean()) for each in values)
-    reach = max(.1, *(float(np.abs(each).max()) for each in (split.slow, split.fast)))
+    total,slow,fast,base = (f"{each.mean():{sign}.{course.digits}f}" for each,sign in
+                            zip(values, ("", "+", "+", ""), strict=True))
+    reach = max(1e-9, *(float(np.abs(each).max()) for each in (split.slow, split.fast)))
     picture = Picture(8, 2.5)
     frame,good,*parts = picture.subplots(1, 4)
     frame.imshow(seen)
@@ -278,13 +285,13 @@ def show_moment(
     frame.set_title(f"at {seconds:.2f} s", fontsize=8)
     limits = course.scale or (split.total.min(), split.total.max())
     drawn = value_map(good, seen, values[0], *limits, "viridis")
-    good.set_title(f"{_unit(course).split(',')[0]}: {total:.2f}", fontsize=8)
+    good.set_title(f"{_unit(course).split(',')[0]}: {total}", fontsize=8)
     picture.colorbar(drawn, ax=good, orientation="horizontal", shrink=.8)
     for axes,name,value,adds in zip(parts, PATH_COLOURS, values[1:3], (slow, fast), strict=True):
         drawn = value_map(axes, seen, value, -reach, reach, "RdBu")
-        axes.set_title(f"the {name} pathway adds {adds:+.2f}", fontsize=8)
+        axes.set_title(f"the {name} pathway adds {adds}", fontsize=8)
         picture.colorbar(drawn, ax=axes, orientation="horizontal", shrink=.8)
-    said = f"the film's average {base:.2f}, slow {slow:+.2f}, fast {fast:+.2f}: together {total:.2f}"
+    said = f"the film's average {base}, slow {slow}, fast {fast}: together {total}"
     picture.suptitle(title or said, x=.01, ha="left", fontsize=10)
     return picture
 

@@ -144,8 +144,9 @@ def _draw_gap(axes, course):
     names,values = [*parts, "both"],[*parts.values(), sum(parts.values())]
     axes.barh(names, values, color=[*PATH_COLOURS.values(), COLOURS["both"]])
     for place,value in enumerate(values):
-        axes.text(0, place, f" {value:+.2f} ", fontsize=7, va="center", ha="left" if value < 0 else "right")
-    reach = max(1., 1.1*max(map(abs, values)))
+        said = f" {value:+.{course.digits}f} "
+        axes.text(0, place, said, fontsize=7, va="center", ha="left" if value < 0 else "right")
+    reach = max(1. if course.scale else 1e-9, 1.1*max(map(abs, values)))
     axes.set(xlim=(-reach, reach))
     axes.axvline(0, color=COLOURS["truth"], linewidth=.6)
     axes.invert_yaxis()
@@ -153,21 +154,23 @@ def _draw_gap(axes, course):
 
 def show_change(
     course:Course, # of a version, as `watch_frames` gives it
-    before:np.ndarray, # uint8 (n_frames, side, side, 3): the piece before
-    after:np.ndarray, # the same, after
+    frames:np.ndarray, # uint8 (n_frames, side, side, 3): the piece before
+    changed:np.ndarray, # the same, after
     truth:tuple[float, np.ndarray]|None=None, # what `law_of` gave
     said:str="", # what was done
 )->Picture:
     "A piece before and after, when it lost, and who noticed."
-    picture,middle = Picture(8, 2.3),len(before)//2
+    picture,middle = Picture(8, 2.3),len(frames)//2
     first,second,curve,gap = picture.subplots(1, 4, width_ratios=[1, 1, 1.6, 1])
-    for axes,frames,name in ((first, before, "before"), (second, after, "after")):
-        axes.imshow(frames[middle])
+    for axes,shown,name in ((first, frames, "before"), (second, changed, "after")):
+        axes.imshow(shown[middle])
         axes.set_title(f"{name}, {course.times[middle]:.2f} s", fontsize=8)
         axes.axis("off")
-    curve.plot(course.times, course.curve("base"), color=COLOURS["baseline"], label="before")
-    curve.plot(course.times, course.curve(), color=COLOURS["both"], label="after")
-    if truth is not None: curve.plot(course.times, truth[1], ":", color=COLOURS["truth"], label="by the law")
+    marker = "o"*(len(course.times) == 1)
+    curve.plot(course.times, course.curve("base"), color=COLOURS["baseline"], label="before", marker=marker)
+    curve.plot(course.times, course.curve(), color=COLOURS["both"], label="after", marker=marker)
+    if truth is not None and course.scale:
+        curve.plot(course.times, truth[1], ":", color=COLOURS["truth"], label="by the law")
     if course.scale: curve.set_ylim(course.scale[0] - .15, course.scale[1] + .15)
     curve.set_xlabel("seconds", fontsize=8)
     curve.legend(frameon=False, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(.5, 1))
@@ -176,7 +179,8 @@ def show_change(
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     law = "" if truth is None else f"; by the law {truth[0]:.2f}"
-    scores = f"{np.nanmean(course.curve('base')):.2f} → {course.score:.2f}{law}"
+    before,after = (f"{np.nanmean(course.curve(part)):.{course.digits}f}" for part in ("base", "total"))
+    scores = f"{before} → {after}{law}"
     picture.suptitle(f"{said}: {scores}" if said else scores, x=.01, ha="left", fontsize=10)
     return picture
 
