@@ -78,7 +78,7 @@ def _look(
     video:Annotated[Path, typer.Argument(metavar="VIDEO", help="A video.")],
     plot:_Plot=None, worst:_Worst=None, maps:_Maps=None, run:Weights="pretrained",
     windows:Annotated[int, typer.Option(min=1, help="Looked at, at most; else spread evenly.")]=300,
-    size:_Size=None,
+    size:_Size=None, device:Device=None,
 ):
     """Show when a video looks worst, and which pathway says so.
 
@@ -89,7 +89,7 @@ def _look(
     """
     with telling():
         from avbook.quality.show import show_course, show_moments, watch_film, worst_moments, write_maps
-        try: course = watch_film(video, _open(run, size), windows)
+        try: course = watch_film(video, _open(run, size), windows, device=device)
         except (ValueError, FileNotFoundError) as mistake: end(mistake, 2)
         curves = [course.curve(part) for part in ("total", "slow", "fast")]
         lows = worst_moments(curves[0], 4, course.length)

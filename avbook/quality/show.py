@@ -136,9 +136,10 @@ def watch_film(
     model:SlowFastVQA|str|Path="pretrained", # what `open_network` takes
     n_windows:int=60, # at most; of a film with more, so many are spread evenly over it
     progress:Callable=lambda share,text: None, # is told the share that is done, and what is being done
+    device:str|None=None, # None: a GPU if there is one; the network stays there
 )->Course: # raises `VideoError` for what is no video
     "Look at all of a film, and remember when and where it looked how."
-    model,path = open_network(model),Path(path)
+    model,path = open_network(model).to(device or ("cuda" if torch.cuda.is_available() else "cpu")),Path(path)
     view,(info,timetable),lost,found,seen = view_of(model),study_picture(path),[],[],[]
     if n_windows < 1: raise ValueError(f"n_windows is {n_windows} but must be at least 1")
     starts,windows = _windows_of(path, view, n_windows, lost)
