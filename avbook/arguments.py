@@ -100,4 +100,5 @@ def find_notebook(
     if len(meant) == 1: return paths[meant[0]]
     near = meant or difflib.get_close_matches(wanted, paths, n=3)
     hint = f": did you mean {' or '.join(near)}?" if near else ""
+    if not paths: hint = ": there are none here; go to a checkout of avbook, whose nbs/ holds them"
     raise typer.BadParameter(f"there is no notebook {name}{hint}")
