@@ -327,21 +327,25 @@ app.add_typer(quality_app, name="quality")
 def _made_last(folder):
     return [*sorted(folder.glob("4_results/41_*.ipynb")), *sorted(folder.glob("*/?9_explore.ipynb"))]
 
-def _make_pages(folder, profile):
+def _make_page(notebook, known):
     from avbook.records import parameters
     from avbook.repro import artifacts_folder
     from avbook.runs import RunFailed, check_params, execute
-    known,trouble = dict(runs=str(artifacts_folder("runs")), profile=profile),[]
-    for notebook in _made_last(folder):
-        given = {name: value for name,value in known.items() if name in parameters(notebook)}
-        executed = artifacts_folder("tables")/notebook.name
+    given = {name: value for name,value in known.items() if name in parameters(notebook)}
+    executed = artifacts_folder("tables")/notebook.name
+    executed.unlink(missing_ok=True)
+    try: execute(notebook, executed, check_params(notebook, given))
+    except RunFailed as failure:
         executed.unlink(missing_ok=True)
-        try: execute(notebook, executed, check_params(notebook, given))
-        except RunFailed as failure:
-            executed.unlink(missing_ok=True)
-            first_line = str(failure).split("\n")[0]
-            trouble.append(f"{notebook.stem}: {first_line}")
-    return "; ".join(trouble)
+        return f"{notebook.stem}: {failure}".split("\n")[0]
+
+def _make_pages(folder, profile):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from avbook.repro import artifacts_folder
+    known = dict(runs=str(artifacts_folder("runs")), profile=profile)
+    with ThreadPoolExecutor(2) as pool:
+        return "; ".join(filter(None, pool.map(lambda path: _make_page(path, known), _made_last(folder))))
 
 _Folder = Annotated[str|None, typer.Option(
     metavar="FOLDER", help="A folder of notebooks.  [default: the checkout's nbs]")]
@@ -368,10 +372,10 @@ def workbook(
       avbook workbook --profile smoke
       avbook workbook --profile quick --workers 2
     """
-    from avbook.runs import plan
-    from avbook.site import build_site
     with telling():
         folder = _book(notebooks)
+        from avbook.runs import plan
+        from avbook.site import build_site
         jobs = [job for path in experiments(folder) for job in plan(path, workbook_runs(path, profile))]
         if not jobs: raise typer.BadParameter(f"there is no experiment notebook below {folder}")
         is_done = _do(jobs, n_workers=workers, time_limit=time_limit, force=force)
@@ -391,8 +395,10 @@ def _make_site(notebooks:_Folder=None):
     Example:
       avbook site
     """
-    from avbook.site import build_site
-    with telling(): typer.echo(f"the workbook: {build_site(_book(notebooks))}")
+    with telling():
+        folder = _book(notebooks)
+        from avbook.site import build_site
+        typer.echo(f"the workbook: {build_site(folder)}")
 
 def main()->None:
     "What the console script `avbook` calls."
