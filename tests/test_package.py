@@ -1,4 +1,5 @@
 """What whoever imports avbook gets: names without waiting, names that editors know, and a wheel with all that is needed."""
+import os
 import shutil
 import subprocess
 import sys
@@ -109,3 +110,12 @@ def test_from_the_wheel_alone(wheel, tmp_path):
         said = answer(f"from avbook.commands import app; app({words!r})")
         assert said.returncode and len(said.stderr.strip().splitlines()[-1]) < 200, said.stderr
         assert "Traceback" not in said.stderr, said.stderr
+
+
+@pytest.mark.parametrize("words", [["workbook"], ["site"], ["run", "18_baselines"]], ids=lambda words: words[0])
+def test_without_what_runs_notebooks_a_sentence_says_what_to_install(root, words, tmp_path):
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in ("nbformat", "papermill", "nbclient", "sphinx"))
+    asked = [sys.executable, "-c", f"import sys; {blocked}; from avbook.commands import app; app({words!r})"]
+    said = subprocess.run(asked, cwd=root, capture_output=True, text=True,
+                          env=dict(os.environ, AVBOOK_ARTIFACTS=str(tmp_path)))
+    assert said.returncode == 1 and "install avbook[workbook]" in said.stderr and "Traceback" not in said.stderr, said.stderr
