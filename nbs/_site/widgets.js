@@ -49,7 +49,11 @@
   };
   const scripts = (type) => [...document.querySelectorAll(`script[type="${type}"]`)];
 
+  // labels are typeset by the second MathJax, as the classic notebook had it; a page has the third, loaded by then
+  const typeset = { Queue: ([, , place]) => window.MathJax.typesetPromise?.([place]) };
+
   async function show(extension) {
+    if (window.MathJax) window.MathJax.Hub ??= typeset;
     const menu = document.body.appendChild(element("div", { hidden: true, innerHTML: '<ul><li><a id="help_menu"></a></li></ul>' }));
     await extension.load_ipython_extension();
     menu.remove();
