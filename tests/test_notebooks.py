@@ -1,5 +1,6 @@
 """How the notebooks are kept honest: what every notebook must look like, checked cell by cell."""
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def test_holds_nothing_of_one_machine(path, what):
 def test_is_clean_and_small(path):
     assert path.stat().st_size <= 500_000
     assert all(cell.get("execution_count") is None for cell in cells(path, "code"))
+    assert "widgets" not in json.loads(path.read_text())["metadata"], "the state of widgets is kept: they are not committed"
     assert not re.search(r"/(home|Users|root|tmp|work|mnt)/[\w.]", path.read_text()), "a machine's path in the outputs"
 
 
