@@ -8,6 +8,7 @@ __all__ = ['PLAIN', 'Videos', 'Weights', 'Device', 'Form', 'Table', 'end', 'tell
 # %% ../nbs/4_results/43_terminal.ipynb #def0beb5
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +27,17 @@ def end(
     typer.echo(f"avbook: {sentence}", err=True)
     raise typer.Exit(code)
 
+class _Shown(logging.StreamHandler):
+    "Writes to what sys.stderr is at the time: in one process it may change between two commands."
+    stream = property(lambda self: sys.stderr, lambda self, given: None)
+
 @contextmanager
 def telling()->Iterator[None]:
     "What is logged is shown; what goes wrong in a foreseen way ends the command with a sentence."
     from avbook.manifest import CardError, ChecksumError, UnsafeArchive
     from avbook.records import ParameterError
     from avbook.runs import RunFailed
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", handlers=[_Shown()])
     logging.getLogger("avbook").setLevel(logging.INFO)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try: yield
