@@ -15,7 +15,7 @@ from avbook.commands import app
 from avbook.media import write_numbered
 from avbook.saliency import AVRSP, open_network, predict_files, predict_video, read_prediction, save_avrsp
 from avbook.saliency.model import Design
-from avbook.saliency.predict import film_sound, plan_stretches, stream_maps
+from avbook.saliency.predict import film_edges, film_sound, plan_stretches, stream_maps
 from avbook.saliency.quick import quicken
 from avbook.saliency.sharing import Span, share
 from avbook.saliency.windows import plan_window, window_sound
@@ -131,6 +131,13 @@ def test_sound_is_read_in_pieces_as_a_whole(tmp_path, monkeypatch):
     with film_sound(film) as pieces:
         assert len(pieces) == len(whole)
         np.testing.assert_allclose(pieces, whole, atol=2e-3)
+
+
+def test_sound_and_frames_of_a_piece_begin_together(tmp_path):
+    tone = np.sin(np.arange(2*22_050)/3).astype(np.float32)
+    film = write_video(tmp_path/"film.mp4", np.zeros((50, 32, 48, 3), np.uint8), 25, tone, 22_050)
+    piece = Clip(film, Fraction(51, 100), Fraction(3, 2))   # between two frames: the first shown is that of .52 s
+    with film_sound(piece) as heard: assert len(heard)/22_050 == pytest.approx(float(film_edges(piece)[-1]), abs=1e-3)
 
 
 def test_a_variable_rate_keeps_sound_and_picture_together(tmp_path):

@@ -80,8 +80,8 @@ def film_sound(
     clip:Clip, # a video
     sample_rate:int=22_050, # Hz
 )->Iterator[np.ndarray]: # float32 (samples,) from -1 to 1, mapped from a file while the context lasts
-    "A film's sound, however long; silence where there is none."
-    start,end = clip_span(clip)
+    "A film's sound from its first frame on, however long; silence where there is none."
+    start,end = frame_times(clip)[0],clip_span(clip)[1]
     n_chunks = -(-(end - start)//_CHUNK)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/"sound"
