@@ -29,7 +29,7 @@ def end(
 
 class _Shown(logging.StreamHandler):
     "Writes to what sys.stderr is at the time: in one process it may change between two commands."
-    stream = property(lambda self: sys.stderr, lambda self, given: None)
+    stream = property(lambda self, sys=sys: sys.stderr, lambda self, given: None)
 
 @contextmanager
 def telling()->Iterator[None]:
@@ -37,7 +37,8 @@ def telling()->Iterator[None]:
     from avbook.manifest import CardError, ChecksumError, UnsafeArchive
     from avbook.records import ParameterError
     from avbook.runs import RunFailed
-    logging.basicConfig(format="%(message)s", handlers=[_Shown()])
+    if all(type(each) is logging.StreamHandler for each in logging.root.handlers):   # none, or older ones
+        logging.basicConfig(format="%(message)s", handlers=[_Shown()], force=True)
     logging.getLogger("avbook").setLevel(logging.INFO)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try: yield
