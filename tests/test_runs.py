@@ -100,14 +100,16 @@ def sweeper(notebook, runs, given):
 
 def test_a_sweep_killed_in_the_middle_does_only_what_is_missing(notebook, tmp_path):
     runs = tmp_path/"runs"
-    jobs = plan(notebook, six(n_steps=8), runs)
+    jobs = plan(notebook, six(n_steps=16), runs)
 
-    def in_the_middle():
-        states = [job.state() for job in jobs]
-        under_way = [job for job in jobs if (job.partial/"checkpoints"/"steps.txt").exists()]
-        return states.count("done") >= 2 and under_way
+    def n_done(job):
+        steps = job.partial/"checkpoints"/"steps.txt"
+        return len(steps.read_text().split()) if steps.exists() else 0
 
-    with sweeper(notebook, runs, six(n_steps=8)) as process:
+    def in_the_middle():   # far from the end: a kernel goes on for a second before it sees that nobody waits for it
+        return [job.state() for job in jobs].count("done") >= 2 and any(1 <= n_done(job) <= 6 for job in jobs)
+
+    with sweeper(notebook, runs, six(n_steps=16)) as process:
         wait_until(in_the_middle)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -123,10 +125,11 @@ def test_a_sweep_killed_in_the_middle_does_only_what_is_missing(notebook, tmp_pa
         seed = job.parameters["seed"]
         assert again[seed] == (0 if job.key in done else 1)
         if job.key in done: assert (job.folder/"record.json").stat().st_mtime_ns == done[job.key]
-        if seed != 5: assert (job.folder/"checkpoints"/"steps.txt").read_text().split() == [*map(str, range(8))]
+        if seed != 5: assert (job.folder/"checkpoints"/"steps.txt").read_text().split() == [*map(str, range(16))]
     interrupted = [job for job in jobs[:5] if begun[job.parameters["seed"]] and job.key not in done]
     resumed = [job.record() for job in interrupted if job.record()["is_resumed"]]
-    assert resumed and all(0 < record["metrics"][0]["value"] < 8 for record in resumed)
+    n_before = [record["metrics"][0]["value"] for record in resumed]
+    assert any(0 < n < 16 for n in n_before)   # another may have been killed before its first step, or after its last
     assert not kernels_of(runs)
     print(f"killed with {len(done)} of 6 done and {len(interrupted)} under way; then began {again}")
     print(table.drop(columns="key").to_string())
