@@ -106,13 +106,15 @@ def test_a_sweep_killed_in_the_middle_does_only_what_is_missing(notebook, tmp_pa
         steps = job.partial/"checkpoints"/"steps.txt"
         return len(steps.read_text().split()) if steps.exists() else 0
 
-    def in_the_middle():   # far from the end: a kernel goes on for a second before it sees that nobody waits for it
+    def in_the_middle():   # far from the end
         return [job.state() for job in jobs].count("done") >= 2 and any(1 <= n_done(job) <= 6 for job in jobs)
 
     with sweeper(notebook, runs, six(n_steps=16)) as process:
         wait_until(in_the_middle)
         process.send_signal(signal.SIGKILL)
         process.wait()
+    wait_until(lambda: not kernels_of(runs))   # they go on for a second, before they see that nobody waits for them
+    left = {job.key: n_done(job) for job in jobs}
     done = {job.key: (job.folder/"record.json").stat().st_mtime_ns for job in jobs if job.state() == "done"}
     begun = executions(notebook)
 
@@ -127,9 +129,10 @@ def test_a_sweep_killed_in_the_middle_does_only_what_is_missing(notebook, tmp_pa
         if job.key in done: assert (job.folder/"record.json").stat().st_mtime_ns == done[job.key]
         if seed != 5: assert (job.folder/"checkpoints"/"steps.txt").read_text().split() == [*map(str, range(16))]
     interrupted = [job for job in jobs[:5] if begun[job.parameters["seed"]] and job.key not in done]
-    resumed = [job.record() for job in interrupted if job.record()["is_resumed"]]
-    n_before = [record["metrics"][0]["value"] for record in resumed]
-    assert any(0 < n < 16 for n in n_before)   # another may have been killed before its first step, or after its last
+    n_before = {job.key: job.record()["metrics"][0]["value"] for job in interrupted}
+    assert n_before == {job.key: left[job.key] for job in interrupted}   # each goes on exactly where it stopped
+    assert any(0 < n < 16 for n in n_before.values())
+    assert all(job.record()["is_resumed"] for job in interrupted if left[job.key])
     assert not kernels_of(runs)
     print(f"killed with {len(done)} of 6 done and {len(interrupted)} under way; then began {again}")
     print(table.drop(columns="key").to_string())
